@@ -1,0 +1,20 @@
+"""Wiring: what has to happen when Django starts."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class CeleryAdminRunnerConfig(AppConfig):
+    """The app. Importing and starting it makes no query, thread or broker connection."""
+
+    name = "celery_admin_runner"
+    verbose_name = _("Celery tasks")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register checks, receivers and the types that messages can carry."""
+        from celery_admin_runner import encoding
+
+        encoding.register_types()

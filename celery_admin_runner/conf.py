@@ -1,0 +1,63 @@
+"""Every setting: default, type, unit, meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, get_type_hints
+
+from django.conf import settings as django_settings
+
+#: The one Django setting that holds all of ours.
+SETTING = "CELERY_ADMIN_RUNNER"
+
+
+class Settings:
+    """The settings, read from ``settings.CELERY_ADMIN_RUNNER`` at each access.
+
+    The class attributes are the defaults, their annotations the types that the
+    system check asks for.
+    """
+
+    #: Dotted path of the Celery app, as ``"shop.celery:app"``; None: Celery's current app.
+    APP: str | None = None
+    #: Which tasks can be run: None (all but Celery's own), names and glob
+    #: patterns, or a mapping from pattern to rule (see ``registry.Rule``).
+    RUNNABLE_TASKS: Sequence[str] | set[str] | frozenset[str] | Mapping[str, Any] | None = None
+    #: Hide the tasks that can't be run.
+    SHOW_ONLY_RUNNABLE: bool = False
+    #: Finished runs older than this are pruned; None: kept for ever.
+    RETENTION: timedelta | None = timedelta(weeks=4)
+    #: Prune once a day, when the first worker or the first request of the day comes.
+    PRUNE_ON_STARTUP: bool = True
+    #: Glob patterns of parameter names whose values are never stored, shown,
+    #: exported or logged. Case does not matter.
+    REDACT: Sequence[str] = ("*password*", "*secret*", "*token*", "*api_key*")
+    #: Results larger than this many bytes of JSON are stored shortened, and say so.
+    RESULT_MAX_BYTES: int = 64 * 1024
+
+    def __getattribute__(self, name: str) -> Any:
+        """Answer from the project's settings, else with the default."""
+        default = super().__getattribute__(name)
+        if not name.isupper():
+            return default
+        return user_settings().get(name, default)
+
+
+def user_settings() -> Mapping[str, Any]:
+    """Return what the project set; a value that is no mapping counts as empty (a check says so)."""
+    value = getattr(django_settings, SETTING, {})
+    return value if isinstance(value, Mapping) else {}
+
+
+def is_set(name: str) -> bool:
+    """Tell whether the project itself set ``name``."""
+    return name in user_settings()
+
+
+def setting_types() -> dict[str, Any]:
+    """Return the name and the type of every setting."""
+    return {name: hint for name, hint in get_type_hints(Settings).items() if name.isupper()}
+
+
+settings = Settings()

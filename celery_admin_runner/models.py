@@ -1,0 +1,278 @@
+"""The tables: runs, their output, and leases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.contrib.contenttypes.fields import GenericForeignKey
+from django.contrib.contenttypes.models import ContentType
+from django.db import models
+from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from celery_admin_runner.querysets import LeaseQuerySet, TaskRunRecordQuerySet
+from celery_admin_runner.redaction import has_mask
+from celery_admin_runner.states import FINISHED, State
+
+#: Longest name of a task, and of a user, that fits.
+NAME_MAX_LENGTH = 255
+
+
+class Source(models.TextChoices):
+    """What asked for a run."""
+
+    ADMIN = "admin", _("Admin")
+    CODE = "code", _("Code")
+    COMMAND = "command", _("Command")
+    PERIODIC = "periodic", _("Periodic")
+    RETRY = "retry", _("Run again")
+    DEPENDENCY = "dependency", _("Dependency")
+
+
+class TaskRunRecord(models.Model):
+    """One requested execution of a task, under one Celery task id that never changes."""
+
+    # Identity
+    task_id = models.CharField(_("task id"), max_length=255)
+    task_name = models.CharField(_("task"), max_length=NAME_MAX_LENGTH)
+    label = models.CharField(_("label"), max_length=255, blank=True)
+
+    # Call
+    #: Plain JSON of what was sent (``encoding.to_plain``), secrets masked.
+    args = models.JSONField(_("positional arguments"), default=list, blank=True)
+    kwargs = models.JSONField(_("keyword arguments"), default=dict, blank=True)
+    #: Plain JSON of the options given to ``apply_async``: queue, priority, expires, ...
+    options = models.JSONField(_("options"), default=dict, blank=True)
+    queue = models.CharField(_("queue"), max_length=255, blank=True)
+
+    # Who and why
+    run_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("run by"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_index=False,
+    )
+    #: Kept when the user goes.
+    run_by_name = models.CharField(_("run by"), max_length=NAME_MAX_LENGTH, blank=True)
+    source = models.CharField(
+        _("source"), max_length=16, choices=Source.choices, default=Source.CODE
+    )
+    reason = models.TextField(_("reason"), blank=True)
+
+    # About
+    content_type = models.ForeignKey(
+        ContentType,
+        verbose_name=_("about"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_index=False,
+    )
+    object_id = models.CharField(_("object id"), max_length=255, blank=True)
+    obj = GenericForeignKey("content_type", "object_id")
+
+    # Lineage
+    retry_of = models.ForeignKey(
+        "self",
+        verbose_name=_("runs again"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="retried_by",
+    )
+    depends_on = models.ManyToManyField(
+        "self",
+        verbose_name=_("depends on"),
+        symmetrical=False,
+        blank=True,
+        related_name="dependents",
+    )
+    #: Celery task ids of the run that started this one, and of the first of them all.
+    parent_id = models.CharField(_("parent id"), max_length=255, blank=True)
+    root_id = models.CharField(_("root id"), max_length=255, blank=True)
+
+    # State
+    state = models.CharField(
+        pgettext_lazy("of a run", "state"),
+        max_length=16,
+        choices=State.choices,
+        default=State.UNSENT,
+    )
+    #: Later attempts: 0 for the first.
+    retries = models.PositiveIntegerField(_("retries"), default=0)
+    cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
+    cancel_requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("cancel requested by"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+    )
+
+    # Times
+    created_at = models.DateTimeField(_("created at"))
+    #: Earliest start.
+    eta = models.DateTimeField(_("earliest start"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    published_at = models.DateTimeField(_("sent at"), null=True, blank=True)
+    #: Start of the latest attempt.
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    heartbeat_at = models.DateTimeField(_("last heard of at"), null=True, blank=True)
+
+    # Dispatch
+    #: Claim token of who sends it now.
+    dispatch_id = models.UUIDField(_("dispatch id"), null=True, blank=True)
+    claimed_at = models.DateTimeField(_("claimed at"), null=True, blank=True)
+    publish_error = models.TextField(_("error while sending"), blank=True)
+
+    # Uniqueness
+    unique_key = models.CharField(_("unique key"), max_length=255, blank=True)
+    #: The unique key while unfinished; null once finished, so the key is free again.
+    active_key = models.CharField(_("active key"), max_length=255, null=True, blank=True)
+    ignore_until = models.DateTimeField(_("ignore until"), null=True, blank=True)
+
+    # Outcome
+    result = models.JSONField(_("result"), null=True, blank=True)
+    exception = models.TextField(_("exception"), blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+    worker = models.CharField(_("worker"), max_length=255, blank=True)
+
+    # Progress
+    progress_current = models.PositiveBigIntegerField(_("progress"), default=0)
+    #: Null: unknown.
+    progress_total = models.PositiveBigIntegerField(_("of"), null=True, blank=True)
+    progress_message = models.CharField(_("progress message"), max_length=255, blank=True)
+
+    # Display
+    #: When its user looked at the end of it.
+    seen_at = models.DateTimeField(_("seen at"), null=True, blank=True)
+
+    objects = TaskRunRecordQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("task run")
+        verbose_name_plural = _("task runs")
+        ordering: ClassVar[list[str]] = ["-id"]
+        default_permissions = ("view",)
+        permissions: ClassVar[list[tuple[str, Any]]] = [
+            ("cancel_taskrunrecord", _("Can cancel task runs")),
+            ("retry_taskrunrecord", _("Can run task runs again")),
+            ("export_taskrunrecord", _("Can export task runs")),
+        ]
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["task_id"], name="taskrun_task_id_uniq"),
+            models.UniqueConstraint(fields=["active_key"], name="taskrun_active_key_uniq"),
+            models.CheckConstraint(
+                condition=Q(state__in=sorted(State.values)), name="taskrun_state_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(active_key__isnull=True) | ~Q(state__in=sorted(FINISHED)),
+                name="taskrun_finished_frees_key",
+            ),
+            models.CheckConstraint(
+                condition=Q(finished_at__isnull=False) | ~Q(state__in=sorted(FINISHED)),
+                name="taskrun_finished_has_time",
+            ),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            # Each list of the journal is in the order of the primary key, newest first.
+            models.Index(fields=["task_name", "-id"], name="taskrun_task_idx"),
+            models.Index(fields=["state", "-id"], name="taskrun_state_idx"),
+            models.Index(fields=["run_by", "-id"], name="taskrun_user_idx"),
+            models.Index(fields=["source", "-id"], name="taskrun_source_idx"),
+            models.Index(fields=["run_by_name", "-id"], name="taskrun_user_name_idx"),
+            models.Index(fields=["content_type", "object_id", "-id"], name="taskrun_object_idx"),
+            models.Index(fields=["created_at"], name="taskrun_created_idx"),
+            models.Index(fields=["finished_at"], name="taskrun_finished_idx"),
+            # What is due, and what was claimed and never sent.
+            models.Index(fields=["state", "eta"], name="taskrun_due_idx"),
+            models.Index(fields=["dispatch_id"], name="taskrun_dispatch_idx"),
+            models.Index(fields=["unique_key", "-id"], name="taskrun_unique_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.label or self.task_name} ({self.task_id})"
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the run has ended."""
+        return self.state in FINISHED
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long the latest attempt took; None until it has ended, or if it never started."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return max(self.finished_at - self.started_at, timedelta())
+
+    @property
+    def has_masked_arguments(self) -> bool:
+        """Tell whether an argument is secret, so that only its user can give it again."""
+        return has_mask(self.args) or has_mask(self.kwargs)
+
+
+class CeleryTask(TaskRunRecord):
+    """A registered task: a proxy, so that admin and permissions have a model; never a row."""
+
+    class Meta:
+        proxy = True
+        verbose_name = _("task")
+        verbose_name_plural = _("tasks")
+        default_permissions = ("view",)
+        permissions: ClassVar[list[tuple[str, Any]]] = [
+            ("run_celerytask", _("Can run tasks")),
+        ]
+
+    def __str__(self) -> str:
+        return self.task_name
+
+
+class TaskRunOutput(models.Model):
+    """A piece of what a run printed or logged; append-only."""
+
+    run = models.ForeignKey(
+        TaskRunRecord, verbose_name=_("run"), on_delete=models.CASCADE, related_name="output"
+    )
+    seq = models.PositiveBigIntegerField(_("number"))
+    stream = models.CharField(_("stream"), max_length=16)
+    text = models.TextField(_("text"))
+
+    class Meta:
+        verbose_name = _("output of a run")
+        verbose_name_plural = _("output of runs")
+        ordering: ClassVar[list[str]] = ["run", "seq"]
+        default_permissions = ()
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["run", "seq"], name="taskrunoutput_seq_uniq"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.run_id}/{self.seq}"
+
+
+class Lease(models.Model):
+    """The right to do something alone, until a moment; a row a name."""
+
+    name = models.CharField(_("name"), max_length=100, primary_key=True)
+    #: Who holds it: a token of its own for each holder.
+    holder = models.UUIDField(_("holder"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires at"))
+
+    objects = LeaseQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("lease")
+        verbose_name_plural = _("leases")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,58 @@
+"""Which values are secret, and how they are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from celery_admin_runner.conf import settings
+
+#: What is stored and shown in place of a secret.
+MASK = "********"
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether REDACT hides a parameter or key of this name."""
+    lowered = name.lower()
+    return any(fnmatchcase(lowered, pattern.lower()) for pattern in settings.REDACT)
+
+
+def masked(value: Any) -> Any:
+    """Return ``value`` with the values of secret keys masked, at any depth."""
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(key, str) and is_secret_name(key) else masked(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [masked(item) for item in value]
+    return value
+
+
+def has_mask(value: Any) -> bool:
+    """Tell whether something in ``value`` was masked."""
+    if isinstance(value, Mapping):
+        return any(has_mask(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(has_mask(item) for item in value)
+    return bool(value == MASK)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield each text and number in ``value`` as it would stand in a message."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from texts_of(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from texts_of(item)
+    elif value is not None and not isinstance(value, bool) and str(value):
+        yield str(value)
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """Return ``text`` with every secret in it masked, the longest first."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return text

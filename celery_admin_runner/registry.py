@@ -1,0 +1,153 @@
+"""Which tasks exist, and which of them can be run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from celery import Celery, current_app
+from celery.app.task import Task
+from django.utils.module_loading import import_string
+
+from celery_admin_runner.conf import settings
+from celery_admin_runner.exceptions import TaskNotFound
+
+#: Celery's own tasks begin so; they are listed and never runnable.
+CELERY_PREFIX = "celery."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What RUNNABLE_TASKS asks of who runs a task."""
+
+    #: A permission needed besides ``run_celerytask``, as ``"app_label.codename"``.
+    permission: str = ""
+    #: Names of groups of which the user must be in one.
+    groups: tuple[str, ...] = ()
+    #: Ask "are you sure", and show exactly what will be sent.
+    confirm: bool = False
+    #: A reason must be given.
+    reason: bool = False
+
+    @classmethod
+    def from_setting(cls, value: Mapping[str, Any]) -> Rule:
+        """Make a rule from its value in the settings; raises TypeError for what does not fit."""
+        return cls(**{**value, "groups": tuple(value.get("groups", ()))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """What is known of a registered task."""
+
+    name: str
+    #: The first line of the docstring, or "".
+    summary: str
+    #: The whole docstring, or "".
+    doc: str
+    #: The queue its messages go to, or "" where only the router knows.
+    queue: str
+    is_runnable: bool
+    rule: Rule = field(default_factory=Rule)
+
+    @property
+    def package(self) -> str:
+        """The part of the name before the first dot."""
+        return self.name.partition(".")[0]
+
+
+def celery_app() -> Celery:
+    """Return the Celery app whose tasks we run, with all its tasks imported.
+
+    Raises ImportError if the APP setting can't be imported.
+    """
+    app: Celery
+    if settings.APP is None:
+        app = current_app._get_current_object()
+    else:
+        app = import_string(settings.APP.replace(":", "."))
+    _import_tasks(app)
+    return app
+
+
+@cache
+def _import_tasks(app: Celery) -> None:
+    """Import the app's task modules, once: each time Celery would run the system checks again."""
+    app.loader.import_default_modules()
+
+
+def rule_for(task_name: str) -> Rule | None:
+    """Return the rule under which a task can be run, or None if it can't be.
+
+    Of several matching patterns in a mapping the first one counts.
+    """
+    if task_name.startswith(CELERY_PREFIX):
+        return None
+    patterns = settings.RUNNABLE_TASKS
+    if patterns is None:
+        return Rule()
+    for pattern in patterns:
+        if fnmatchcase(task_name, pattern):
+            return (
+                Rule.from_setting(patterns[pattern]) if isinstance(patterns, Mapping) else Rule()
+            )
+    return None
+
+
+def get_task(task_name: str) -> Task:
+    """Return the registered task; raises TaskNotFound."""
+    task = celery_app().tasks.get(task_name)
+    if task is None:
+        raise TaskNotFound(task_name)
+    return task
+
+
+def get_task_info(task_name: str) -> TaskInfo:
+    """Return what is known of a registered task; raises TaskNotFound."""
+    return _info(get_task(task_name))
+
+
+def all_task_infos() -> list[TaskInfo]:
+    """Return every registered task by name; with SHOW_ONLY_RUNNABLE only those that can be run."""
+    infos = (_info(task) for _, task in sorted(celery_app().tasks.items()))
+    return [info for info in infos if info.is_runnable or not settings.SHOW_ONLY_RUNNABLE]
+
+
+def matching(infos: Iterable[TaskInfo], text: str) -> list[TaskInfo]:
+    """Return the tasks with every word of ``text`` in their name or docstring, case ignored."""
+    words = text.lower().split()
+    return [
+        info for info in infos if all(word in f"{info.name}\n{info.doc}".lower() for word in words)
+    ]
+
+
+def _info(task: Task) -> TaskInfo:
+    rule = rule_for(task.name)
+    doc = _own_doc(task)
+    return TaskInfo(
+        name=task.name,
+        summary=doc.partition("\n")[0],
+        doc=doc,
+        queue=_queue(task),
+        is_runnable=rule is not None,
+        rule=rule or Rule(),
+    )
+
+
+def _own_doc(task: Task) -> str:
+    """Return the docstring of the task's code, not the one it inherits from Celery's Task."""
+    own = task.run.__doc__ or (None if task.__doc__ == Task.__doc__ else task.__doc__)
+    return inspect.cleandoc(own) if own and own != Task.run.__doc__ else ""
+
+
+def _queue(task: Task) -> str:
+    """Return the queue that Celery's routing gives a plain call of the task."""
+    own = getattr(task, "queue", None)
+    if own:
+        return str(own)
+    route = task.app.amqp.router.route({}, task.name)
+    queue = route.get("queue")
+    return str(getattr(queue, "name", queue or ""))

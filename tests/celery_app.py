@@ -1,0 +1,33 @@
+"""The Celery app of the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+
+
+def filesystem_options(folder: Path) -> dict[str, str]:
+    """Return the transport options of a broker that lives in ``folder``."""
+    for name in ("messages", "control"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    messages = str(folder / "messages")
+    return {
+        "data_folder_in": messages,
+        "data_folder_out": messages,
+        "control_folder": str(folder / "control"),
+    }
+
+
+app = Celery("tests", include=["tests.tasks"])
+app.conf.broker_url = os.environ.get("CELERY_BROKER_URL") or "filesystem://"
+if app.conf.broker_url == "filesystem://":
+    app.conf.broker_transport_options = filesystem_options(Path(os.environ["TEST_FOLDER"]))
+app.conf.result_backend = os.environ.get("CELERY_RESULT_BACKEND", "disabled://")
+app.conf.broker_connection_retry_on_startup = True
+app.conf.worker_hijack_root_logger = False
+app.conf.worker_prefetch_multiplier = 1
+app.conf.task_default_queue = "tests"
