@@ -1,0 +1,1 @@
+"""The pages: registered on the default admin site; other sites register the same classes."""
