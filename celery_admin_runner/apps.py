@@ -15,6 +15,7 @@ class CeleryAdminRunnerConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks, receivers and the types that messages can carry."""
-        from celery_admin_runner import encoding
+        from celery_admin_runner import encoding, receivers
 
         encoding.register_types()
+        receivers.connect()

@@ -69,6 +69,11 @@ def readable_text(plain: Any, *, indent: int | None = None) -> str:
     return json.dumps(readable(plain), ensure_ascii=False, indent=indent, default=str)
 
 
+def storable_text(text: str) -> str:
+    """Return ``text`` with the characters replaced that not every database can store."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
 def _refuse_unstorable(plain: Any) -> None:
     """Raise NotEncodable if a text in ``plain`` can't be stored by every database."""
     if isinstance(plain, str):

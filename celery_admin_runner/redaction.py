@@ -56,3 +56,16 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted(set(secrets), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
+
+
+def scrubbed(value: Any, secrets: frozenset[str]) -> Any:
+    """Return plain JSON data with every secret in its texts, keys and numbers masked."""
+    if not secrets or value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {scrub(key, secrets): scrubbed(item, secrets) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [scrubbed(item, secrets) for item in value]
+    if isinstance(value, str):
+        return scrub(value, secrets)
+    return MASK if str(value) in secrets else value

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 from celery import Celery
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+#: Imported for the folder and the queue that it chooses.
+import_module(os.environ["DJANGO_SETTINGS_MODULE"])
 
 
 def filesystem_options(folder: Path) -> dict[str, str]:
@@ -30,4 +33,4 @@ app.conf.result_backend = os.environ.get("CELERY_RESULT_BACKEND", "disabled://")
 app.conf.broker_connection_retry_on_startup = True
 app.conf.worker_hijack_root_logger = False
 app.conf.worker_prefetch_multiplier = 1
-app.conf.task_default_queue = "tests"
+app.conf.task_default_queue = os.environ["TEST_QUEUE"]

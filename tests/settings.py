@@ -24,6 +24,9 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 #: A folder of this run's own; worker processes are told which by the environment.
 FOLDER = Path(os.environ.setdefault("TEST_FOLDER", tempfile.mkdtemp(prefix="taskruns-")))
 
+#: A queue of this run's own, on a broker that others may use too.
+QUEUE = os.environ.setdefault("TEST_QUEUE", f"tests-{os.getpid()}")
+
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
@@ -63,6 +66,9 @@ DATABASES = {
         os.environ.get("DATABASE_URL") or f"sqlite:///{FOLDER / 'db.sqlite3'}"
     )
 }
+if "TEST_DATABASE_NAME" in os.environ:
+    # A worker of the tests: the same database as theirs.
+    DATABASES["default"]["NAME"] = os.environ["TEST_DATABASE_NAME"]
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # A real file: the worker, a process of its own, opens the same database.
     DATABASES["default"]["TEST"] = {"NAME": str(FOLDER / "test.sqlite3")}
