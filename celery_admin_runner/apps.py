@@ -15,7 +15,6 @@ class CeleryAdminRunnerConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks, receivers and the types that messages can carry."""
-        from celery_admin_runner import encoding, receivers
+        from celery_admin_runner import encoding
 
         encoding.register_types()
-        receivers.connect()
