@@ -1,0 +1,122 @@
+"""Settings of the example project: a small shop, for trying things out, not for production.
+
+As it is, it needs no server: SQLite is the database, and the Celery broker is a folder
+of files. Two environment variables choose real servers instead:
+
+PostgreSQL with Redis::
+
+    DATABASE_URL=postgres://shop:secret@127.0.0.1:5432/shop
+    CELERY_BROKER_URL=redis://127.0.0.1:6379/0
+
+PostgreSQL with RabbitMQ::
+
+    DATABASE_URL=postgres://shop:secret@127.0.0.1:5432/shop
+    CELERY_BROKER_URL=amqp://guest:guest@127.0.0.1:5672//
+
+MariaDB or MySQL work too (``mysql://...``), once ``mysqlclient`` is installed.
+The ``example`` extra of the package brings the drivers of PostgreSQL and Redis.
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import dj_database_url
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+#: The database, the messages and the logs of the demo live here.
+VAR = Path(os.environ.get("EXAMPLE_VAR") or BASE_DIR / "var").resolve()
+for folder in ("messages", "control"):
+    (VAR / folder).mkdir(parents=True, exist_ok=True)
+
+SECRET_KEY = "the example project keeps no secrets"
+DEBUG = True
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+ROOT_URLCONF = "config.urls"
+STATIC_URL = "static/"
+USE_TZ = True
+TIME_ZONE = "Europe/Vienna"
+LANGUAGE_CODE = "en"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+# The demo's users have short passwords on purpose.
+AUTH_PASSWORD_VALIDATORS = []
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "import_export",
+    "django_celery_results",
+    "celery_admin_runner",
+    "shop",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+# The database.
+DATABASES = {
+    "default": dj_database_url.parse(
+        os.environ.get("DATABASE_URL") or f"sqlite:///{VAR / 'db.sqlite3'}"
+    )
+}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # The worker writes while the web server reads: a write-ahead log lets them, and
+    # who has to wait for the other waits up to 20 seconds.
+    DATABASES["default"]["OPTIONS"] = {
+        "timeout": 20,
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+    }
+
+# Celery.
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL") or "filesystem://"
+if CELERY_BROKER_URL == "filesystem://":
+    CELERY_BROKER_TRANSPORT_OPTIONS = {
+        "data_folder_in": str(VAR / "messages"),
+        "data_folder_out": str(VAR / "messages"),
+        "control_folder": str(VAR / "control"),
+    }
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_RESULT_BACKEND = "django-db"
+CELERY_RESULT_EXTENDED = True
+CELERY_TASK_DEFAULT_QUEUE = "shop"
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_TIMEZONE = TIME_ZONE
+
+# What this package is told. Every key is explained in README.rst.
+CELERY_ADMIN_RUNNER = {
+    "APP": "config.celery:app",
+    # The first pattern that matches a task counts.
+    "RUNNABLE_TASKS": {
+        "shop.tasks.close_month": {"confirm": True, "reason": True},
+        "shop.tasks.refund_order": {"permission": "shop.refund_order"},
+        "shop.tasks.rotate_api_key": {"groups": ["Administrators"]},
+        "shop.tasks.*": {},
+    },
+    "RETENTION": timedelta(weeks=4),
+}
