@@ -119,7 +119,7 @@ def publish(task: Task, run: TaskRunRecord, message: Message) -> bool:
                 **options,
             )
     except broker_errors(connection) as error:
-        _record_failure(run, describe(error, connection))
+        record_failure(run, describe(error, connection))
         return False
     _record_handover(run)
     return True
@@ -156,7 +156,7 @@ def describe(error: Exception, connection: Connection) -> str:
     return storable_text(scrub(f"{type(error).__name__}: {error}", secrets))
 
 
-def _record_failure(run: TaskRunRecord, text: str) -> None:
+def record_failure(run: TaskRunRecord, text: str) -> None:
     """Keep why a run was not sent, and let it be claimed again."""
     TaskRunRecord.objects.filter(
         pk=run.pk, state=State.UNSENT, dispatch_id=run.dispatch_id

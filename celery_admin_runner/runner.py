@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,7 +17,14 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.calls import Call, prepare_call
-from celery_admin_runner.dispatch import Message, claim, keep_claim, kept_message, publish
+from celery_admin_runner.dispatch import (
+    Message,
+    claim,
+    keep_claim,
+    kept_message,
+    publish,
+    record_failure,
+)
 from celery_admin_runner.encoding import from_plain, to_plain
 from celery_admin_runner.exceptions import (
     ALL,
@@ -35,6 +43,9 @@ if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
 
 RUN_PERMISSION = "celery_admin_runner.run_celerytask"
+
+#: After the broker did not take a run, a runner lets it rest this long, in seconds.
+BROKER_REST = 5.0
 
 #: What may be given to ``apply_async`` with a run; the rest is the runner's own.
 OPTIONS = frozenset(
@@ -62,6 +73,7 @@ class TaskRunner:
         """Bind the runner to who acts: ``user`` None is trusted code."""
         self.user = user
         self.source = Source(source)
+        self._broker_away_at = -BROKER_REST
 
     def may_run(self, info: TaskInfo) -> bool:
         """Tell whether the task is runnable, and this user may run it."""
@@ -198,8 +210,17 @@ class TaskRunner:
         return run
 
     def _send(self, task: Task, run: TaskRunRecord, message: Message) -> None:
-        """Send a recorded run, and tell of it."""
-        if keep_claim(run) and publish(task, run, message):
+        """Send a recorded run, and tell of it.
+
+        Of many runs sent at once only the first waits for a broker that is away.
+        """
+        if not keep_claim(run):
+            return
+        if monotonic() - self._broker_away_at < BROKER_REST:
+            record_failure(run, _("The broker did not take the run before this one."))
+        elif not publish(task, run, message):
+            self._broker_away_at = monotonic()
+        else:
             TaskRunSignal.send_robust(
                 sender=type(self),
                 task_name=run.task_name,

@@ -1,0 +1,374 @@
+"""TaskRunner: who may run what, and what is recorded and sent."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Group
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.utils import timezone
+
+from celery_admin_runner.dispatch import claim
+from celery_admin_runner.exceptions import (
+    InvalidArguments,
+    NotSendable,
+    TaskNotFound,
+    TaskNotRunnable,
+)
+from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.redaction import MASK
+from celery_admin_runner.runner import TaskRunner
+from celery_admin_runner.signals import TaskRunSignal
+from celery_admin_runner.states import State
+from tests.celery_app import app
+from tests.factories import make_run, make_user
+from tests.waiting import wait_for_state
+
+#: A port on which nothing listens.
+NO_BROKER = "redis://127.0.0.1:1/0"
+
+
+@contextmanager
+def broker_away(url: str = NO_BROKER) -> Iterator[None]:
+    """Take the broker away: nobody listens where it should be."""
+    before = app.conf.broker_url, app.conf.broker_transport_options
+    app.conf.broker_url, app.conf.broker_transport_options = url, {}
+    try:
+        yield
+    finally:
+        app.conf.broker_url, app.conf.broker_transport_options = before
+
+
+def test_a_run_succeeds_on_a_real_worker(worker):
+    user = make_user("run_celerytask")
+
+    run = TaskRunner(user, source="admin").run("tests.tasks.add", [1], {"b": 41}, reason="why not")
+
+    wait_for_state(run, State.SUCCESS)
+    assert run.result == 42
+    assert (run.args, run.kwargs) == ([1], {"b": 41})
+    assert (run.run_by, run.run_by_name, run.source) == (user, user.get_username(), "admin")
+    assert run.reason == "why not"
+    assert run.worker == "session@localhost"
+    assert run.created_at <= run.started_at <= run.finished_at
+    assert run.published_at is not None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ["no.such.task", "", "tests.tasks.ADD"])
+def test_an_unknown_task_is_not_found(name):
+    with pytest.raises(TaskNotFound):
+        TaskRunner().run(name)
+
+    assert not TaskRunRecord.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("patterns", [None, ["*"], ["celery.*"], ["celery.backend_cleanup"]])
+def test_celerys_own_tasks_are_never_run(configure, patterns):
+    configure(RUNNABLE_TASKS=patterns)
+
+    with pytest.raises(TaskNotRunnable):
+        TaskRunner().run("celery.backend_cleanup")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("patterns", [[], {}, ["other.*"], {"tests.tasks.fail": {}}])
+def test_a_task_outside_the_allowlist_is_refused_even_to_a_superuser(configure, patterns):
+    configure(RUNNABLE_TASKS=patterns)
+
+    with pytest.raises(TaskNotRunnable):
+        TaskRunner(make_user(is_superuser=True)).run("tests.tasks.add", [1])
+
+    assert not TaskRunRecord.objects.exists()
+
+
+@pytest.mark.django_db
+def test_a_user_without_the_permission_is_refused():
+    for user in (make_user("view_celerytask", "view_taskrunrecord"), AnonymousUser()):
+        with pytest.raises(PermissionDenied):
+            TaskRunner(user).run("tests.tasks.add", [1])
+
+    assert not TaskRunRecord.objects.exists()
+
+
+@pytest.mark.django_db
+def test_an_inactive_superuser_is_refused():
+    with pytest.raises(PermissionDenied):
+        TaskRunner(make_user(is_superuser=True, is_active=False)).run("tests.tasks.add", [1])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_rule_asks_for_a_permission_and_a_group(configure):
+    configure(
+        RUNNABLE_TASKS={
+            "tests.tasks.add": {
+                "permission": "celery_admin_runner.export_taskrunrecord",
+                "groups": ["Finance"],
+            }
+        }
+    )
+    user = make_user("run_celerytask")
+    with pytest.raises(PermissionDenied):
+        TaskRunner(user).run("tests.tasks.add", [1])
+    user = make_user("run_celerytask", "export_taskrunrecord")
+    with pytest.raises(PermissionDenied):
+        TaskRunner(user).run("tests.tasks.add", [1])
+    user.groups.add(Group.objects.create(name="Finance"))
+
+    run = TaskRunner(user).run("tests.tasks.add", [1])
+
+    assert run.state == State.PENDING
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_rule_asks_users_for_a_reason(configure):
+    configure(RUNNABLE_TASKS={"tests.*": {"reason": True}})
+
+    with pytest.raises(InvalidArguments):
+        TaskRunner(make_user("run_celerytask")).run("tests.tasks.add", [1], reason="  ")
+
+    assert TaskRunner().run("tests.tasks.add", [1]).state == State.PENDING
+
+
+@pytest.mark.django_db
+def test_wrong_arguments_leave_no_row():
+    with pytest.raises(InvalidArguments) as caught:
+        TaskRunner().run("tests.tasks.add", ["x"])
+
+    assert list(caught.value.errors) == ["a"]
+    assert not TaskRunRecord.objects.exists()
+
+
+@pytest.mark.django_db
+def test_an_option_that_is_the_runners_own_is_refused():
+    with pytest.raises(TypeError):
+        TaskRunner().run("tests.tasks.add", [1], task_id="chosen")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_rollback_leaves_neither_row_nor_message(worker, tmp_path):
+    class Rollback(Exception):
+        pass
+
+    def roll_back() -> None:
+        with transaction.atomic():
+            TaskRunner().run("tests.tasks.tell_secret", [str(tmp_path / "told"), "x"])
+            raise Rollback
+
+    with pytest.raises(Rollback):
+        roll_back()
+    after = TaskRunner().run("tests.tasks.add", [1])
+
+    wait_for_state(after, State.SUCCESS)
+    assert TaskRunRecord.objects.count() == 1
+    assert not (tmp_path / "told").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_inside_a_transaction_the_message_waits_for_the_commit():
+    with transaction.atomic():
+        run = TaskRunner().run("tests.tasks.add", [1])
+        assert run.state == State.UNSENT
+
+    assert run.state == State.PENDING
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_tracked_run_costs_its_publisher_an_insert_and_an_update(django_assert_num_queries):
+    TaskRunner().run("tests.tasks.add", [1])
+
+    with django_assert_num_queries(2) as captured:
+        TaskRunner().run("tests.tasks.add", [1])
+
+    assert [query["sql"].split()[0] for query in captured] == ["INSERT", "UPDATE"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "url", [NO_BROKER, "amqp://guest:guest@127.0.0.1:1//", "redis://:hush@127.0.0.1:1/0"]
+)
+def test_without_a_broker_the_run_stays_unsent_within_five_seconds(url):
+    begin = timezone.now()
+
+    with broker_away(url):
+        TaskRunner().run("tests.tasks.add", [1])
+
+    assert timezone.now() - begin < timedelta(seconds=5)
+    stored = TaskRunRecord.objects.get()
+    assert stored.state == State.UNSENT
+    assert stored.publish_error
+    assert "hush" not in stored.publish_error
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_runs_only_the_first_waits_for_a_broker_that_does_not_answer():
+    runner = TaskRunner()
+    begin = timezone.now()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with broker_away(f"redis://127.0.0.1:{port}/0"), transaction.atomic():
+            runs = [runner.run("tests.tasks.add", [1]) for _ in range(20)]
+
+    assert timezone.now() - begin < timedelta(seconds=5)
+    assert {run.state for run in runs} == {State.UNSENT}
+    assert all(run.publish_error for run in TaskRunRecord.objects.all())
+
+
+def test_a_run_that_was_not_sent_is_sent_again_under_its_own_id(worker):
+    with broker_away():
+        unsent = TaskRunner().run("tests.tasks.add", [40], priority=3)
+        assert unsent.publish_error
+
+    again = TaskRunner().send_again(TaskRunRecord.objects.get())
+
+    wait_for_state(again, State.SUCCESS)
+    assert again.task_id == unsent.task_id
+    assert again.result == 42
+    assert again.publish_error == ""
+    assert TaskRunRecord.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_send_a_run_again_one_sends_it():
+    with broker_away():
+        run = TaskRunner().run("tests.tasks.add", [40])
+    twin = TaskRunRecord.objects.get()
+    assert claim(run)
+
+    with pytest.raises(NotSendable):
+        TaskRunner().send_again(twin)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_was_sent_is_not_sent_again():
+    run = TaskRunner().run("tests.tasks.add", [1])
+
+    with pytest.raises(NotSendable):
+        TaskRunner().send_again(run)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_is_being_sent_just_now_is_not_sent_again():
+    run = make_run(state=State.UNSENT, task_name="tests.tasks.add", args=[1])
+    TaskRunRecord.objects.update(claimed_at=timezone.now())
+
+    with pytest.raises(NotSendable):
+        TaskRunner().send_again(run)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_whose_publisher_died_can_be_sent_again():
+    run = make_run(state=State.UNSENT, task_name="tests.tasks.add", args=[1])
+    TaskRunRecord.objects.update(claimed_at=timezone.now() - timedelta(minutes=2))
+
+    TaskRunner().send_again(run)
+
+    assert run.state == State.PENDING
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"args": [MASK]},
+        {"task_name": "gone.task"},
+        {"task_name": "celery.backend_cleanup"},
+        {"expires_at": timezone.now() - timedelta(seconds=1)},
+    ],
+)
+def test_a_run_that_can_not_be_sent_again_says_why(fields):
+    run = make_run(**{"state": State.UNSENT, "task_name": "tests.tasks.add", "args": [1], **fields})
+
+    with pytest.raises(NotSendable):
+        TaskRunner().send_again(run)
+
+
+@pytest.mark.django_db
+def test_a_secret_is_not_kept_until_later():
+    with pytest.raises(InvalidArguments):
+        TaskRunner().run("tests.tasks.tell_secret", ["x", "y"], countdown=5)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_signal_tells_of_a_run_with_its_secrets_masked():
+    told = []
+
+    def listen(sender, **kwargs):
+        told.append((sender, kwargs))
+
+    TaskRunSignal.connect(listen)
+    user = make_user("run_celerytask")
+    run = TaskRunner(user).run("tests.tasks.tell_secret", ["/dev/null", "hush"])
+    TaskRunSignal.disconnect(listen)
+
+    [(sender, kwargs)] = told
+    assert sender is TaskRunner
+    assert kwargs.pop("signal") is TaskRunSignal
+    assert kwargs == {
+        "task_name": "tests.tasks.tell_secret",
+        "task_id": run.task_id,
+        "args": ["/dev/null", MASK],
+        "kwargs": {},
+        "user": user,
+        "run": run,
+    }
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_signal_is_silent_about_a_run_that_was_not_sent():
+    told = []
+
+    def listen(sender, **kwargs):
+        told.append(kwargs)
+
+    TaskRunSignal.connect(listen)
+    with broker_away():
+        TaskRunner().run("tests.tasks.add", [1])
+    TaskRunSignal.disconnect(listen)
+
+    assert told == []
+
+
+def test_secrets_reach_the_task_and_nothing_else(worker: Path, tmp_path, caplog):
+    told = tmp_path / "told"
+
+    run = TaskRunner().run("tests.tasks.tell_secret", [str(told), "Sesame1"], {"hint": "Poppy2"})
+
+    wait_for_state(run, State.SUCCESS)
+    assert told.read_text() == "Sesame1/Poppy2"
+    for secret in ("Sesame1", "Poppy2"):
+        assert secret not in everything_stored(run)
+        assert secret not in caplog.text
+        assert secret not in worker.read_text()
+    assert run.args == [str(told), MASK]
+    assert run.kwargs == {"hint": MASK}
+
+
+def test_secrets_in_a_result_are_masked(worker):
+    run = TaskRunner().run("tests.tasks.return_secret", ["Sesame2", 4711, "Poppy3"])
+
+    wait_for_state(run, State.SUCCESS)
+    assert run.result == {"password": MASK, "text": f"it is {MASK}", MASK: [MASK]}
+    assert "Sesame2" not in everything_stored(run)
+
+
+def test_a_secret_in_an_exception_is_masked_in_each_attempt(worker):
+    run = TaskRunner().run("tests.tasks.fail_with_secret", ["Sesame3"])
+
+    wait_for_state(run, State.FAILURE)
+    assert "Sesame3" not in everything_stored(run)
+    assert MASK in run.exception
+    assert run.retries == 1
+
+
+def everything_stored(run: TaskRunRecord) -> str:
+    """Return every column of a run as text."""
+    return str(TaskRunRecord.objects.values().get(pk=run.pk))
