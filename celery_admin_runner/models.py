@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from django.conf import settings
 from django.contrib.contenttypes.fields import GenericForeignKey
@@ -13,9 +13,12 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from celery_admin_runner.querysets import LeaseQuerySet, TaskRunRecordQuerySet
+from celery_admin_runner.querysets import Figures, LeaseQuerySet, TaskRunRecordQuerySet
 from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.states import FINISHED, State
+
+if TYPE_CHECKING:
+    from celery_admin_runner.registry import TaskInfo
 
 #: Longest name of a task, and of a user, that fits.
 NAME_MAX_LENGTH = 255
@@ -223,6 +226,11 @@ class TaskRunRecord(models.Model):
 class CeleryTask(TaskRunRecord):
     """A registered task: a proxy, so that admin and permissions have a model; never a row."""
 
+    info: TaskInfo
+    figures: Figures
+    #: Whether the user who looks may run it.
+    may_run: bool
+
     class Meta:
         proxy = True
         verbose_name = _("task")
@@ -234,6 +242,15 @@ class CeleryTask(TaskRunRecord):
 
     def __str__(self) -> str:
         return self.task_name
+
+    @classmethod
+    def of(cls, info: TaskInfo, *, may_run: bool, figures: Figures | None = None) -> Self:
+        """Return a registered task as an object that is never saved; its key is its name."""
+        task = cls(pk=info.name, task_name=info.name)
+        task.info = info
+        task.may_run = may_run
+        task.figures = figures or Figures()
+        return task
 
 
 class TaskRunOutput(models.Model):

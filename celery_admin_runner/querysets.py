@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.db import models
-from django.db.models import Count, Max, Q
+from django.db.models import Count, Max, Q, Window
+from django.db.models.functions import RowNumber
 
 from celery_admin_runner.states import FAILED, FINISHED, UNFINISHED, State
 
@@ -19,6 +23,22 @@ if TYPE_CHECKING:
     from celery_admin_runner.models import Lease, TaskRunRecord
 
     AnyUser = AbstractBaseUser | AnonymousUser
+
+#: What the task list shows of a task's last run.
+_LAST_RUN_FIELDS = ("task_name", "state", "created_at", "run_by_name", "source")
+#: A task's typical duration is the median of so many of its latest succeeded runs.
+TYPICAL_OF = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What the journal tells of one task."""
+
+    last_run: TaskRunRecord | None = None
+    runs: int = 0
+    failures: int = 0
+    #: The median of the latest succeeded runs; None if there is none.
+    typical_duration: timedelta | None = None
 
 
 class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
@@ -58,23 +78,58 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         """Finished runs that ended before ``moment``."""
         return self.finished().filter(finished_at__lt=moment)
 
-    def figures_by_task(self, *, since: datetime, task_names: Sequence[str] | None) -> Self:
-        """Group by task: ``last_id``, and ``runs`` and ``failures`` created from ``since`` on.
+    def figures_by_task(
+        self, *, since: datetime, task_names: Sequence[str] | None = None
+    ) -> dict[str, Figures]:
+        """Return the figures of each task that has runs in this set.
 
-        ``task_names`` None: every task. Answers rows of dicts.
+        Runs and failures are those created from ``since`` on, and so are the runs
+        whose durations count. ``task_names`` None: every task. Three queries, of
+        which one is grouped, whatever the number of tasks.
         """
-        runs = self if task_names is None else self.filter(task_name__in=task_names)
+        runs = self.order_by()
+        if task_names is not None:
+            runs = runs.filter(task_name__in=task_names)
+        grouped = runs.values("task_name").annotate(last_id=Max("pk"))
         recent = Q(created_at__gte=since)
-        failed = recent & Q(state__in=list(FAILED))
-        return (  # type: ignore[return-value]
-            runs.order_by()
-            .values("task_name")
-            .annotate(
-                last_id=Max("pk"),
+        counted = list(
+            grouped.annotate(
                 runs=Count("pk", filter=recent),
-                failures=Count("pk", filter=failed),
+                failures=Count("pk", filter=recent & Q(state__in=list(FAILED))),
             )
         )
+        # So many ids as all tasks have are more than SQLite takes in one query.
+        last_ids = (
+            grouped.values("last_id")
+            if task_names is None
+            else [row["last_id"] for row in counted]
+        )
+        latest = self.order_by().filter(pk__in=last_ids).only(*_LAST_RUN_FIELDS)
+        last_runs = {run.pk: run for run in latest}
+        durations = runs.filter(recent)._typical_durations()
+        return {
+            row["task_name"]: Figures(
+                last_run=last_runs.get(row["last_id"]),
+                runs=row["runs"],
+                failures=row["failures"],
+                typical_duration=durations.get(row["task_name"]),
+            )
+            for row in counted
+        }
+
+    def _typical_durations(self) -> dict[str, timedelta]:
+        """Return the median duration of each task's latest succeeded runs in this set."""
+        latest = (
+            self.filter(state=State.SUCCESS, started_at__isnull=False)
+            .annotate(nth=Window(RowNumber(), partition_by="task_name", order_by="-pk"))
+            .filter(nth__lte=TYPICAL_OF)
+        )
+        durations = defaultdict(list)
+        for name, started_at, finished_at in latest.values_list(
+            "task_name", "started_at", "finished_at"
+        ):
+            durations[name].append(max(finished_at - started_at, timedelta()))
+        return {name: median(values) for name, values in durations.items()}  # type: ignore[type-var]
 
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
