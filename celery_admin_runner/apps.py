@@ -15,6 +15,9 @@ class CeleryAdminRunnerConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks, receivers and the types that messages can carry."""
-        from celery_admin_runner import encoding
+        from celery_admin_runner import checks, encoding, receivers, startup
 
         encoding.register_types()
+        checks.register()
+        receivers.connect()
+        startup.connect()

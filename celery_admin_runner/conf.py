@@ -28,7 +28,8 @@ class Settings:
     SHOW_ONLY_RUNNABLE: bool = False
     #: Finished runs older than this are pruned; None: kept for ever.
     RETENTION: timedelta | None = timedelta(weeks=4)
-    #: Prune once a day, when the first worker or the first request of the day comes.
+    #: Prune when a worker is ready or a web process has served its first request, in
+    #: the background, once a day at most over all processes.
     PRUNE_ON_STARTUP: bool = True
     #: Glob patterns of parameter names whose values are never stored, shown,
     #: exported or logged. Case does not matter.

@@ -36,7 +36,10 @@ class Rule:
     @classmethod
     def from_setting(cls, value: Mapping[str, Any]) -> Rule:
         """Make a rule from its value in the settings; raises TypeError for what does not fit."""
-        return cls(**{**value, "groups": tuple(value.get("groups", ()))})
+        groups = value.get("groups", ())
+        if isinstance(groups, str):
+            raise TypeError(f"'groups' should be a list of names, not the text {groups!r}.")
+        return cls(**{**value, "groups": tuple(groups)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,9 @@ def rule_for(task_name: str) -> Rule | None:
     if task_name.startswith(CELERY_PREFIX):
         return None
     patterns = settings.RUNNABLE_TASKS
+    if isinstance(patterns, str):
+        # A check refuses this; letter by letter, the "*" in it would allow every task.
+        patterns = [patterns]
     if patterns is None:
         return Rule()
     for pattern in patterns:

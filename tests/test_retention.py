@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import resource
+from datetime import UTC, datetime, timedelta
+from threading import Barrier, Thread
+
+import pytest
+from django.db import connection, connections, transaction
+from django.db.models.signals import post_delete
+from django.utils import timezone
+
+from celery_admin_runner.exceptions import PruneError
+from celery_admin_runner.models import CeleryTask, TaskRunOutput, TaskRunRecord
+from celery_admin_runner.retention import Selection, batches, count, cutoff_before, delete, prune
+from celery_admin_runner.states import FINISHED, UNFINISHED, State
+from tests.factories import make_run, make_runs
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+OLD = NOW - timedelta(days=60)
+CUTOFF = NOW - timedelta(days=28)
+
+
+def old_run(**fields):
+    return make_run(**{"finished_at": OLD, "created_at": OLD, **fields})
+
+
+def left():
+    return set(TaskRunRecord.objects.values_list("pk", flat=True))
+
+
+def pruned(batch_size=5000, **fields):
+    return sum(prune(Selection(**{"cutoff": CUTOFF, **fields}), batch_size=batch_size))
+
+
+@pytest.mark.django_db
+def test_finished_runs_that_ended_before_the_cutoff_go():
+    old_run()
+    just_old_enough = old_run(finished_at=CUTOFF - timedelta(microseconds=1))
+    too_young = old_run(finished_at=CUTOFF)
+
+    number = pruned()
+
+    assert number == 2
+    assert left() == {too_young.pk}
+    assert just_old_enough.pk not in left()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("state", sorted(FINISHED))
+def test_every_finished_state_is_pruned(state):
+    old_run(state=state)
+
+    assert pruned() == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("state", sorted(UNFINISHED))
+def test_an_unfinished_run_stays_however_old(state):
+    run = old_run(state=state, finished_at=OLD if state == State.RETRY else None)
+
+    number = pruned()
+
+    assert number == 0
+    assert left() == {run.pk}
+
+
+def test_an_unfinished_state_can_not_be_selected():
+    with pytest.raises(PruneError, match="STARTED: only finished runs are pruned"):
+        Selection(cutoff=CUTOFF, states=frozenset({State.STARTED}))
+
+
+@pytest.mark.django_db
+def test_only_the_states_asked_for_go():
+    failed = old_run(state=State.FAILURE)
+    lost = old_run(state=State.LOST)
+    succeeded = old_run()
+
+    number = pruned(states=frozenset({State.FAILURE, State.LOST}))
+
+    assert number == 2
+    assert left() == {succeeded.pk}
+    assert not {failed.pk, lost.pk} & left()
+
+
+@pytest.mark.django_db
+def test_only_the_tasks_asked_for_go_by_name_or_pattern():
+    old_run(task_name="shop.tasks.order")
+    old_run(task_name="shop.tasks.ship")
+    old_run(task_name="billing.close_month")
+    kept = old_run(task_name="billing.open_month")
+
+    number = pruned(tasks=("shop.*", "billing.close_month"))
+
+    assert number == 3
+    assert left() == {kept.pk}
+
+
+@pytest.mark.django_db
+def test_a_pattern_that_no_task_matches_prunes_nothing():
+    old_run()
+
+    assert pruned(tasks=("nothing.*",)) == 0
+
+
+@pytest.mark.django_db
+def test_the_newest_finished_runs_of_each_task_can_stay():
+    often = [old_run(task_name="often") for _ in range(5)]
+    seldom = [old_run(task_name="seldom")]
+    running = old_run(task_name="often", state=State.STARTED, finished_at=None)
+
+    number = pruned(keep_last=2)
+
+    assert number == 3
+    assert left() == {run.pk for run in [*often[3:], *seldom, running]}
+
+
+@pytest.mark.django_db
+def test_the_newest_runs_that_stay_are_counted_over_all_states_and_ages():
+    failed = old_run(state=State.FAILURE)
+    make_run()
+    make_run()
+
+    number = pruned(keep_last=2, states=frozenset({State.FAILURE}))
+
+    assert number == 1
+    assert failed.pk not in left()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("keep_last", [0, 1])
+def test_the_count_is_what_would_go(keep_last):
+    make_runs(3, finished_at=OLD)
+    make_run()
+    selection = Selection(cutoff=CUTOFF, keep_last=keep_last)
+
+    number = count(selection)
+
+    assert number == 3 == sum(prune(selection))
+
+
+@pytest.mark.django_db
+def test_runs_go_in_batches_and_each_is_told():
+    make_runs(7, finished_at=OLD)
+
+    numbers = list(prune(Selection(cutoff=CUTOFF), batch_size=3))
+
+    assert numbers == [3, 3, 1]
+
+
+@pytest.mark.django_db
+def test_a_batch_larger_than_a_statement_can_hold_goes_all_the_same():
+    make_runs(1203, finished_at=OLD)
+
+    numbers = list(prune(Selection(cutoff=CUTOFF), batch_size=100_000))
+
+    assert numbers == [1203]
+    assert left() == set()
+
+
+@pytest.mark.django_db
+def test_the_batches_come_oldest_first_or_newest_first():
+    pks = [run.pk for run in make_runs(5, finished_at=OLD)]
+    pks = sorted(left()) if pks[0] is None else pks
+    selection = Selection(cutoff=CUTOFF)
+
+    oldest_first = list(batches(selection, batch_size=2))
+    newest_first = list(batches(selection, batch_size=2, newest_first=True))
+
+    assert oldest_first == [pks[:2], pks[2:4], pks[4:]]
+    assert newest_first == [[pks[4], pks[3]], [pks[2], pks[1]], [pks[0]]]
+
+
+@pytest.mark.django_db
+def test_the_output_of_a_run_goes_with_it_and_that_of_others_stays():
+    run, other = old_run(), make_run()
+    for owner in (run, other):
+        TaskRunOutput.objects.create(run=owner, seq=1, stream="stdout", text="hello")
+
+    pruned()
+
+    assert [output.run_id for output in TaskRunOutput.objects.all()] == [other.pk]
+
+
+@pytest.mark.django_db
+def test_a_run_that_was_run_again_goes_and_the_later_run_stays():
+    run = old_run()
+    again = make_run(retry_of=run)
+
+    pruned()
+
+    again.refresh_from_db()
+    assert left() == {again.pk}
+    assert again.retry_of_id is None
+
+
+@pytest.mark.django_db
+def test_the_dependencies_of_a_run_go_in_both_directions():
+    old, first, last = old_run(), make_run(), make_run()
+    old.depends_on.add(first)
+    last.depends_on.add(old)
+
+    pruned()
+
+    assert left() == {first.pk, last.pk}
+    assert not TaskRunRecord.depends_on.through.objects.exists()
+
+
+@pytest.mark.django_db
+def test_a_run_for_which_an_unfinished_run_waits_stays():
+    dependency = old_run(state=State.FAILURE)
+    waiting = old_run(state=State.WAITING, finished_at=None)
+    waiting.depends_on.add(dependency)
+
+    number = pruned()
+
+    assert number == 0
+    assert left() == {dependency.pk, waiting.pk}
+
+
+@pytest.mark.django_db
+def test_a_run_that_came_back_to_life_keeps_its_row_and_its_output():
+    run = old_run(state=State.LOST)
+    TaskRunOutput.objects.create(run=run, seq=1, stream="stdout", text="hello")
+    selection = Selection(cutoff=CUTOFF)
+    keys = list(batches(selection))
+    TaskRunRecord.objects.transition(sources=[State.LOST], target=State.STARTED)
+
+    numbers = list(delete(selection, keys))
+
+    assert numbers == [0]
+    assert left() == {run.pk}
+    assert TaskRunOutput.objects.filter(run=run).exists()
+
+
+@pytest.mark.django_db
+def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
+    django_assert_max_num_queries,
+):
+    heard = []
+
+    def listener(sender, **kwargs):
+        heard.append(sender)
+
+    make_runs(300, finished_at=OLD)
+    post_delete.connect(listener)
+
+    with django_assert_max_num_queries(15) as queries:
+        pruned()
+
+    post_delete.disconnect(listener)
+    assert heard == []
+    assert not any("args" in query["sql"] for query in queries.captured_queries)
+
+
+@pytest.mark.django_db
+def test_the_proxy_of_tasks_is_no_way_around():
+    run = make_run()
+
+    pruned()
+
+    assert CeleryTask.objects.filter(pk=run.pk).exists()
+
+
+def test_an_age_before_all_calendars_is_an_error_in_words():
+    with pytest.raises(PruneError, match="reaches back before the year 1"):
+        cutoff_before(timezone.now(), timedelta.max)
+
+
+def in_threads(*functions):
+    """Run the functions at the same time, each on a database connection of its own."""
+    errors = []
+
+    def guarded(function):
+        try:
+            function()
+        except BaseException as error:  # the thread would swallow it
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [Thread(target=guarded, args=[function]) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_prunes_at_once_do_no_harm():
+    runs = make_runs(600, finished_at=OLD)
+    young = make_runs(5)
+    TaskRunOutput.objects.bulk_create(
+        TaskRunOutput(run=run, seq=1, stream="stdout", text="x") for run in [*runs, *young]
+    )
+    for earlier, later in zip(runs, runs[7:], strict=False):
+        later.retry_of = earlier
+    TaskRunRecord.objects.bulk_update(runs, ["retry_of"])
+    start, numbers = Barrier(2), []
+
+    def work():
+        start.wait()
+        numbers.append(pruned(batch_size=10))
+
+    in_threads(work, work)
+
+    assert left() == {run.pk for run in young}
+    assert sum(numbers) == 600
+    assert TaskRunOutput.objects.count() == 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_runs_can_be_written_while_others_are_pruned():
+    make_runs(400, finished_at=OLD)
+    start = Barrier(2)
+
+    def write():
+        start.wait()
+        for _ in range(40):
+            run = make_run(state=State.PENDING)
+            moved = TaskRunRecord.objects.filter(pk=run.pk).transition(
+                sources=[State.PENDING], target=State.STARTED
+            )
+            assert moved == 1
+
+    def work():
+        start.wait()
+        assert pruned(batch_size=10) == 400
+
+    in_threads(write, work)
+
+    assert TaskRunRecord.objects.filter(state=State.STARTED).count() == 40
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_another_transaction_holds_stays_for_the_next_time():
+    if not connection.features.has_select_for_update_skip_locked:
+        pytest.skip("this database locks no rows")
+    held, free = old_run(), old_run()
+    numbers = []
+
+    with transaction.atomic():
+        TaskRunRecord.objects.select_for_update().get(pk=held.pk)
+        in_threads(lambda: numbers.append(pruned()))
+
+    assert numbers == [1]
+    assert left() == {held.pk}
+    assert free.pk not in left()
+
+
+@pytest.mark.django_db
+def test_memory_does_not_grow_with_the_number_of_runs():
+    make_runs(2000, finished_at=OLD)
+    pruned(batch_size=100)
+    make_runs(5000, finished_at=OLD)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    pruned(batch_size=100)
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
