@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import wraps
+from traceback import format_exception_only
 from typing import Any
 
 from celery import signals
@@ -208,7 +209,8 @@ def _secrets(task: Task, request: Context) -> set[str]:
 
 
 def _exception_text(exception: BaseException) -> str:
-    return f"{type(exception).__name__}: {safe_str(exception)}"
+    """Return the type and the message, as the last line of a traceback shows them."""
+    return "".join(format_exception_only(exception)).strip()
 
 
 def _text(text: Any, secrets: set[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from kombu.utils.encoding import safe_str
+from kombu.utils.encoding import safe_repr
 
 from celery_admin_runner.conf import settings
 from celery_admin_runner.encoding import storable_text, to_plain
@@ -24,6 +24,16 @@ from celery_admin_runner.states import REPORTABLE, State
 #: traceback its end, where the error stands.
 EXCEPTION_MAX_LENGTH = 16 * 1024
 TRACEBACK_MAX_LENGTH = 256 * 1024
+
+
+class _AsText:
+    """Lets kombu's ``safe_repr`` survive a ``__str__`` that raises."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return str(self.value)
 
 
 def record_start(task_id: str, *, attempt: int, worker: str, now: datetime) -> int:
@@ -109,7 +119,7 @@ def storable_result(result: Any, secrets: Iterable[str] = ()) -> Any:
     try:
         plain = masked(to_plain(result))
     except NotEncodable:
-        plain = {"value": storable_text(safe_str(result)), "forced_json": True}
+        plain = {"value": storable_text(safe_repr(_AsText(result))), "forced_json": True}
     plain = scrubbed(plain, frozenset(secrets))
     text = json.dumps(plain, ensure_ascii=False).encode(errors="replace")
     if len(text) > settings.RESULT_MAX_BYTES:

@@ -75,6 +75,32 @@ def return_an_object() -> object:
     return object()
 
 
+class Unspeakable:
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@shared_task
+def return_unspeakable() -> Unspeakable:
+    """Return what has no text."""
+    return Unspeakable()
+
+
+class Order:
+    """Has a text of its own."""
+
+    def __str__(self) -> str:
+        return "order 7"
+
+
+@shared_task
+def return_an_order() -> Order:
+    """Return what JSON can't hold, and has a text."""
+    return Order()
+
+
 @shared_task
 def return_much(size: int) -> str:
     """Return a long text."""

@@ -77,12 +77,20 @@ def test_a_run_of_a_task_that_the_worker_does_not_know_fails(worker):
     assert "knows no task 'tests.tasks.only_here'" in run.exception
 
 
-def test_a_result_that_is_no_json_is_kept_as_text(worker):
-    run = TaskRunner().run("tests.tasks.return_an_object")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("return_an_object", "<object object"),
+        ("return_an_order", "order 7"),
+        ("return_unspeakable", "<Unrepresentable"),
+    ],
+)
+def test_a_result_that_is_no_json_is_kept_as_text(worker, name, text):
+    run = TaskRunner().run(f"tests.tasks.{name}")
 
     wait_for_state(run, State.SUCCESS)
     assert run.result["forced_json"] is True
-    assert run.result["value"].startswith("<object object")
+    assert run.result["value"].startswith(text)
 
 
 def test_a_large_result_is_stored_shortened_and_says_so(worker):
