@@ -18,7 +18,7 @@ class Child:
         self.name = name
         self.log = log
         with log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - the command is our own
+            self._process = subprocess.Popen(
                 command,
                 cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},

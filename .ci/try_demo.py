@@ -1,0 +1,105 @@
+"""Start the demo as a user would, log in, and stop it with a signal.
+
+Usage: try_demo.py FOLDER COMMAND
+The command is a line of shell that ends in ``manage.py demo``; it is run in the folder.
+Exits with a message if the demo does not come up, does not go down, or leaves a process.
+"""
+
+import http.cookiejar
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+START_SECONDS = 420
+STOP_SECONDS = 40
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_hello(process: subprocess.Popen, log: Path) -> str:
+    """Return the address that the demo prints once it runs."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        found = re.search(r"The demo runs: (\S+)", log.read_text())
+        if found:
+            return found[1]
+        if process.poll() is not None:
+            raise SystemExit(f"The demo ended with code {process.returncode}:\n{log.read_text()}")
+        time.sleep(0.5)
+    raise SystemExit(f"The demo did not start:\n{log.read_text()}")
+
+
+def log_in(url: str, user: str) -> None:
+    """Log in as one of the demo's users; the admin's front page must greet them."""
+    cookies = http.cookiejar.CookieJar()
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
+    opener.open(f"{url}login/", timeout=20).read()
+    token = next(cookie.value for cookie in cookies if cookie.name == "csrftoken")
+    form = {"username": user, "password": user, "csrfmiddlewaretoken": token, "next": "/admin/"}
+    page = opener.open(f"{url}login/", urllib.parse.urlencode(form).encode(), timeout=20)
+    text = page.read().decode()
+    if f"<strong>{user}</strong>" not in text:
+        raise SystemExit(f"{user} could not log in:\n{text}")
+    opener.open(f"{url}celery_admin_runner/celerytask/", timeout=20).read()
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return the processes that were started with a path in ``folder``, or work in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_text().replace("\0", " ")
+                place = os.readlink(entry / "cwd")
+            except OSError:
+                continue  # It has ended, or is another user's.
+            if f"{folder}/example_project" in (place, command):
+                found.append(f"{entry.name} {command}")
+    return found
+
+
+def main(folder_name: str, command: str) -> None:
+    """Start it, use it, stop it."""
+    folder = Path(folder_name).resolve()
+    log = folder / "demo.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"{command} --port {free_port()}"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        url = wait_for_hello(process, log)
+        for user in ("admin", "operator", "auditor"):
+            log_in(url, user)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(STOP_SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    time.sleep(1)
+    if "Stopped." not in log.read_text():
+        raise SystemExit(f"The demo did not stop in order:\n{log.read_text()}")
+    left = processes_in(folder)
+    if left:
+        raise SystemExit("The demo left processes behind:\n" + "\n".join(left))
+    print(log.read_text())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
