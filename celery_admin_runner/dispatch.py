@@ -12,7 +12,8 @@ from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import QueueNotFound
 from django.utils import timezone
-from kombu import Connection, pools
+from kombu import pools
+from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
 from celery_admin_runner.encoding import from_plain, storable_text
@@ -87,9 +88,7 @@ def keep_claim(run: TaskRunRecord) -> bool:
     now = timezone.now()
     if run.claimed_at is not None and now - run.claimed_at < CLAIM_LASTS / 2:
         return True
-    mine = TaskRunRecord.objects.filter(
-        pk=run.pk, state=State.UNSENT, dispatch_id=run.dispatch_id
-    )
+    mine = TaskRunRecord.objects.filter(pk=run.pk, state=State.UNSENT, dispatch_id=run.dispatch_id)
     return bool(mine.update(claimed_at=now))
 
 
@@ -140,7 +139,7 @@ def bounded_connection(app: Celery) -> Connection:
     """Return an unopened connection to the app's broker that waits for nothing long."""
     plain = app.connection_for_write()
     timeouts = TRANSPORT_TIMEOUTS.get(plain.transport.driver_type, {})
-    return app.connection_for_write(
+    bounded: Connection = app.connection_for_write(
         connect_timeout=BROKER_TIMEOUT,
         transport_options={
             **timeouts,
@@ -148,6 +147,7 @@ def bounded_connection(app: Celery) -> Connection:
             "connect_retries_timeout": 2 * BROKER_TIMEOUT,
         },
     )
+    return bounded
 
 
 def describe(error: Exception, connection: Connection) -> str:

@@ -37,7 +37,6 @@ from celery_admin_runner.exceptions import (
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
 from celery_admin_runner.registry import Rule, TaskInfo, get_task, get_task_info
 from celery_admin_runner.signals import TaskRunSignal
-from celery_admin_runner.states import State
 
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
@@ -115,7 +114,9 @@ class TaskRunner:
             raise InvalidArguments(
                 {ALL: [_("A secret can't be kept until later: run this task now.")]}
             )
-        run = self._record(info, call, now, eta=eta, obj=obj, label=label, reason=reason, **options)
+        run = self._record(
+            info, call, now, eta=eta, obj=obj, label=label, reason=reason, **options
+        )
         message = Message(
             args=call.args,
             kwargs=call.kwargs,
@@ -141,24 +142,22 @@ class TaskRunner:
             raise NotSendable(_("This run has expired: run the task again."))
         if not claim(run):
             raise NotSendable(_("This run was sent, or is being sent just now."))
-        transaction.on_commit(
-            lambda: self._send(task, run, kept_message(run)), using=_database()
-        )
+        transaction.on_commit(lambda: self._send(task, run, kept_message(run)), using=_database())
         return run
 
     def _is_allowed(self, user: AnyUser, rule: Rule) -> bool:
         """Tell whether ``user`` has the permissions and the group that running asks for."""
-        if not user.is_active or not user.has_perm(RUN_PERMISSION):  # type: ignore[union-attr]
+        if not user.is_active or not user.has_perm(RUN_PERMISSION):
             return False
-        if rule.permission and not user.has_perm(rule.permission):  # type: ignore[union-attr]
+        if rule.permission and not user.has_perm(rule.permission):
             return False
         is_member = not rule.groups or not self._group_names.isdisjoint(rule.groups)
-        return is_member or user.is_superuser  # type: ignore[union-attr]
+        return is_member or user.is_superuser
 
     @cached_property
     def _group_names(self) -> frozenset[str]:
         """The names of the user's groups, asked for once."""
-        groups = Group.objects.filter(user=self.user)  # type: ignore[misc]
+        groups = Group.objects.filter(user=self.user and self.user.pk)
         return frozenset(groups.values_list("name", flat=True))
 
     def _permitted(self, task_name: str) -> TaskInfo:
@@ -167,9 +166,7 @@ class TaskRunner:
         if not info.is_runnable:
             raise TaskNotRunnable(task_name)
         if not self.may_run(info):
-            raise PermissionDenied(
-                _("You are not allowed to run %(task)s.") % {"task": task_name}
-            )
+            raise PermissionDenied(_("You are not allowed to run %(task)s.") % {"task": task_name})
         return info
 
     def _record(

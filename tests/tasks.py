@@ -52,7 +52,7 @@ def wait_for_file(path: str, seconds: float = 30) -> str:
 
 
 @shared_task
-def tell_secret(path: str, password: str, hint: SecretStr = SecretStr("none")) -> None:
+def tell_secret(path: str, password: str, hint: SecretStr | None = None) -> None:
     """Write two secrets to a file."""
     Path(path).write_text(f"{password}/{hint}")
 

@@ -21,7 +21,7 @@ def test_a_failure_has_its_exception_and_traceback(worker):
 
     wait_for_state(run, State.FAILURE)
     assert run.exception == "ValueError: <b>broken</b>"
-    assert 'raise ValueError(message)' in run.traceback
+    assert "raise ValueError(message)" in run.traceback
     assert run.finished_at is not None
 
 
@@ -142,9 +142,7 @@ def test_the_start_of_a_later_attempt_wins_over_the_retry_of_an_earlier_one():
     now = timezone.now()
     tracking.record_start(run.task_id, attempt=1, worker="w", now=now)
 
-    moved = tracking.record_retry(
-        run.task_id, attempt=0, exception="late", traceback="", now=now
-    )
+    moved = tracking.record_retry(run.task_id, attempt=0, exception="late", traceback="", now=now)
 
     run.refresh_from_db()
     assert (moved, run.state, run.retries) == (0, State.STARTED, 1)
@@ -196,9 +194,7 @@ def test_a_database_that_does_not_answer_breaks_no_run(caplog):
     app.conf.task_always_eager = True
     try:
         with connection.execute_wrapper(refuse):
-            result = add.apply_async(
-                [1], task_id="x", headers={"celery_admin_runner_run": "x"}
-            )
+            result = add.apply_async([1], task_id="x", headers={"celery_admin_runner_run": "x"})
     finally:
         app.conf.task_always_eager = False
 

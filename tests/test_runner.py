@@ -285,7 +285,8 @@ def test_a_run_whose_publisher_died_can_be_sent_again():
     ],
 )
 def test_a_run_that_can_not_be_sent_again_says_why(fields):
-    run = make_run(**{"state": State.UNSENT, "task_name": "tests.tasks.add", "args": [1], **fields})
+    unsent = {"state": State.UNSENT, "task_name": "tests.tasks.add", "args": [1]}
+    run = make_run(**{**unsent, **fields})
 
     with pytest.raises(NotSendable):
         TaskRunner().send_again(run)
