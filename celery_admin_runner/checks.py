@@ -96,7 +96,7 @@ def check_app(**kwargs: Any) -> list[checks.CheckMessage]:
     return [
         checks.Error(
             f"{SETTING}['APP'], {path!r}, {problem}.",
-            hint="Name the module and the app in it, as \"shop.celery:app\".",
+            hint='Name the module and the app in it, as "shop.celery:app".',
             id="celery_admin_runner.E004",
         )
     ]
@@ -140,7 +140,7 @@ def check_retention(**kwargs: Any) -> list[checks.CheckMessage]:
         checks.Warning(
             f"{SETTING}['RETENTION'] is not set: finished runs are deleted after "
             f"{settings.RETENTION.days} days.",
-            hint="Set it to the timedelta that your audits need, or to None to keep runs for ever.",
+            hint="Set it to the timedelta that your audits need, or to None: kept for ever.",
             id="celery_admin_runner.W001",
         )
     ]

@@ -46,7 +46,7 @@ class Settings:
 
 
 def user_settings() -> Mapping[str, Any]:
-    """Return what the project set; a value that is no mapping counts as empty (a check says so)."""
+    """Return what the project set; what is no mapping counts as empty (a check says so)."""
     value = getattr(django_settings, SETTING, {})
     return value if isinstance(value, Mapping) else {}
 

@@ -180,11 +180,11 @@ def _let_go(relation: Any, pks: list[int], *, using: str) -> None:
     deletes them, with their signals and what hangs on them. Where the database
     itself acts, or nobody does, nothing is to be done.
     """
-    rows = relation.related_model._base_manager.using(using)
-    rows = rows.filter(**{f"{relation.field.name}__in": pks})
+    model = relation.related_model
+    rows = model._base_manager.using(using).filter(**{f"{relation.field.name}__in": pks})
     if relation.on_delete is models.SET_NULL:
         rows.update(**{relation.field.name: None})
-    elif relation.on_delete is models.CASCADE and relation.related_model._meta.app_label == OWN_APP:
+    elif relation.on_delete is models.CASCADE and model._meta.app_label == OWN_APP:
         rows._raw_delete(using)
     elif relation.on_delete is models.CASCADE:
         rows.delete()

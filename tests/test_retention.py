@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Barrier, Thread
+from threading import Barrier
 
 import pytest
 from django.db import connection, connections, transaction
@@ -10,10 +11,11 @@ from django.db.models.signals import post_delete
 from django.utils import timezone
 
 from celery_admin_runner.exceptions import PruneError
-from celery_admin_runner.models import CeleryTask, TaskRunOutput, TaskRunRecord
+from celery_admin_runner.models import TaskRunOutput, TaskRunRecord
 from celery_admin_runner.retention import Selection, batches, count, cutoff_before, delete, prune
 from celery_admin_runner.states import FINISHED, UNFINISHED, State
 from tests.factories import make_run, make_runs
+from tests.models import Bookmark, Evidence, Remark
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OLD = NOW - timedelta(days=60)
@@ -159,8 +161,8 @@ def test_a_batch_larger_than_a_statement_can_hold_goes_all_the_same():
 
 @pytest.mark.django_db
 def test_the_batches_come_oldest_first_or_newest_first():
-    pks = [run.pk for run in make_runs(5, finished_at=OLD)]
-    pks = sorted(left()) if pks[0] is None else pks
+    make_runs(5, finished_at=OLD)
+    pks = sorted(left())
     selection = Selection(cutoff=CUTOFF)
 
     oldest_first = list(batches(selection, batch_size=2))
@@ -253,12 +255,45 @@ def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
 
 
 @pytest.mark.django_db
-def test_the_proxy_of_tasks_is_no_way_around():
-    run = make_run()
+def test_rows_of_other_apps_that_cascade_go_as_django_deletes_them():
+    heard = []
 
-    pruned()
+    def listener(instance, **kwargs):
+        heard.append(instance.pk)
 
-    assert CeleryTask.objects.filter(pk=run.pk).exists()
+    gone = Remark.objects.create(run=old_run())
+    stays = Remark.objects.create(run=make_run())
+    gone_pk = gone.pk
+    post_delete.connect(listener, sender=Remark)
+
+    number = pruned()
+
+    post_delete.disconnect(listener, sender=Remark)
+    assert number == 1
+    assert heard == [gone_pk]
+    assert list(Remark.objects.all()) == [stays]
+
+
+@pytest.mark.django_db
+def test_rows_of_other_apps_that_only_point_to_a_run_stay():
+    bookmark = Bookmark.objects.create(run=old_run())
+
+    number = pruned()
+
+    bookmark.refresh_from_db()
+    assert number == 1
+    assert bookmark.run_id is None
+
+
+@pytest.mark.django_db
+def test_a_run_that_another_app_protects_stays():
+    protected = Evidence.objects.create(run=old_run()).run
+    old_run()
+
+    number = pruned()
+
+    assert number == 1
+    assert left() == {protected.pk}
 
 
 def test_an_age_before_all_calendars_is_an_error_in_words():
@@ -268,22 +303,16 @@ def test_an_age_before_all_calendars_is_an_error_in_words():
 
 def in_threads(*functions):
     """Run the functions at the same time, each on a database connection of its own."""
-    errors = []
 
-    def guarded(function):
+    def closing(function):
         try:
             function()
-        except BaseException as error:  # the thread would swallow it
-            errors.append(error)
         finally:
             connections.close_all()
 
-    threads = [Thread(target=guarded, args=[function]) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert errors == []
+    with ThreadPoolExecutor(len(functions)) as pool:
+        for future in [pool.submit(closing, function) for function in functions]:
+            future.result(timeout=60)
 
 
 @pytest.mark.django_db(transaction=True)

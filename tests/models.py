@@ -1,0 +1,34 @@
+"""Tables of the test project: rows of another app that refer to runs."""
+
+from __future__ import annotations
+
+from django.db import models
+
+from celery_admin_runner.models import TaskRunRecord
+
+
+class Remark(models.Model):
+    """Goes with its run."""
+
+    run = models.ForeignKey(TaskRunRecord, on_delete=models.CASCADE)
+
+    def __str__(self) -> str:
+        return f"Remark {self.pk}"
+
+
+class Bookmark(models.Model):
+    """Outlives its run."""
+
+    run = models.ForeignKey(TaskRunRecord, null=True, on_delete=models.SET_NULL)
+
+    def __str__(self) -> str:
+        return f"Bookmark {self.pk}"
+
+
+class Evidence(models.Model):
+    """Keeps its run."""
+
+    run = models.ForeignKey(TaskRunRecord, on_delete=models.PROTECT)
+
+    def __str__(self) -> str:
+        return f"Evidence {self.pk}"
