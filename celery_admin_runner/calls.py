@@ -1,0 +1,277 @@
+"""A call of a task: checked against its signature, as it is sent and as it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from celery.app.task import Task
+from celery.utils.saferepr import saferepr
+from django.utils.translation import gettext as _
+from kombu.exceptions import KombuError
+from kombu.serialization import dumps, loads
+from kombu.utils.json import dumps as json_dumps
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from celery_admin_runner.annotations import is_secret_type, shape_of
+from celery_admin_runner.binding import Argument, Place, bind
+from celery_admin_runner.encoding import CALL_MAX_BYTES, readable, to_plain
+from celery_admin_runner.exceptions import ALL, InvalidArguments, NotEncodable
+from celery_admin_runner.model_keys import NamedObjects, with_model_keys
+from celery_admin_runner.parameters import (
+    UNREADABLE,
+    Parameter,
+    Signature,
+    has_secret,
+    read_signature,
+)
+from celery_admin_runner.redaction import MASK, is_secret_name
+from celery_admin_runner.wire import (
+    Hidden,
+    masked,
+    revealed,
+    secret_texts,
+    secrets_in,
+    to_wire,
+)
+
+if TYPE_CHECKING:
+    from celery_admin_runner.querysets import AnyUser
+
+#: Length at which Celery too shortens what it shows of arguments.
+_REPR_MAX = 1024
+
+#: pydantic's errors whose messages never quote the value, by the start of their type.
+_DISCREET = ("missing", "string_", "bytes_", "int_", "float_", "bool_", "decimal_", "date_type",
+             "greater_than", "less_than", "too_", "list_type", "dict_type", "model_type",
+             "dataclass_type", "extra_forbidden", "literal_error", "enum")  # fmt: skip
+
+
+class InvalidCall(InvalidArguments):
+    """The arguments do not fit the task; ``places`` knows where inside of an argument."""
+
+    def __init__(self, places: Mapping[Place, Sequence[str]]) -> None:
+        self.places: dict[Place, list[str]] = {
+            place: list(texts) for place, texts in places.items()
+        }
+        errors: dict[str, list[str]] = {}
+        for (name, *inside), texts in self.places.items():
+            prefix = f"{'.'.join(map(str, inside))}: " if inside else ""
+            errors.setdefault(str(name), []).extend(f"{prefix}{text}" for text in texts)
+        super().__init__(errors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The arguments of one run."""
+
+    #: What is sent: exactly what the worker will receive.
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: The same as plain JSON (``encoding.to_plain``), secrets masked.
+    stored_args: list[Any]
+    stored_kwargs: dict[str, Any]
+    has_secrets: bool
+    #: For Celery's events and logs; "" lets Celery make them of what is sent.
+    argsrepr: str
+    kwargsrepr: str
+
+
+def signature_of(task: Task) -> Signature:
+    """Return the task's signature, read once; Django models in it stand as ``ModelKey``."""
+    return _signature(task)
+
+
+@cache
+def _signature(task: Task) -> Signature:
+    signature = read_signature(task.run)
+    return replace(signature, parameters=tuple(map(with_model_keys, signature.parameters)))
+
+
+def is_secret(parameter: Parameter) -> bool:
+    """Tell whether an argument is one secret as a whole: by REDACT, or by its type."""
+    return is_secret_name(parameter.name) or is_secret_type(shape_of(parameter.annotation).base)
+
+
+def may_hold_secret(parameter: Parameter) -> bool:
+    """Tell whether a secret may be an argument, or somewhere in it."""
+    return is_secret_name(parameter.name) or has_secret(parameter.annotation, is_secret_name)
+
+
+def prepare_call(
+    task: Task,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    user: AnyUser | None = None,
+) -> Call:
+    """Check a call against the task's signature, and return what is sent and stored.
+
+    Each argument is validated by pydantic, as laxly as pydantic does. A call made
+    of ``Call.args`` and ``Call.kwargs`` gives the same call again. Objects must
+    exist, and ``user`` must be allowed to view them; None is trusted code.
+    Raises InvalidArguments.
+    """
+    bound = bind(signature_of(task), args, kwargs)
+    problems = dict(bound.problems)
+    trees: list[Any] = []
+    for argument in bound.arguments:
+        try:
+            trees.append(_checked(task, argument, user))
+        except InvalidCall as error:
+            problems.update(error.places)
+    if problems:
+        raise InvalidCall(problems)
+    return _call(bound.arguments, trees)
+
+
+def secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """Return the texts of the secrets in a call, to scrub them from other texts; never raises.
+
+    In a value that does not fit its parameter any more everything counts as secret.
+    """
+    texts: set[str] = set()
+    for argument in bind(signature_of(task), args, kwargs).arguments:
+        try:
+            tree = _tree(argument, None)
+        except (ValidationError, *UNREADABLE, PydanticUserError):
+            is_doubtful = may_hold_secret(argument.parameter) or is_secret_name(argument.key)
+            tree = Hidden(argument.value) if is_doubtful else None
+        texts |= secret_texts(tree)
+    return texts
+
+
+def _call(arguments: Sequence[Argument], trees: Sequence[Any]) -> Call:
+    """Build the call of arguments that were checked; raises InvalidCall if it is too large."""
+    positional = [
+        tree for argument, tree in zip(arguments, trees, strict=True) if not argument.key
+    ]
+    named = {
+        argument.key: tree for argument, tree in zip(arguments, trees, strict=True) if argument.key
+    }
+    sent_args, sent_kwargs = revealed(positional), revealed(named)
+    if len(json_dumps((sent_args, sent_kwargs))) > CALL_MAX_BYTES:
+        text = _("The arguments are too large: more than %(limit)s bytes of JSON.")
+        raise InvalidCall({(ALL,): [text % {"limit": CALL_MAX_BYTES}]})
+    has_secrets = any(True for tree in trees for _secret in secrets_in(tree))
+    stored_args, stored_kwargs = to_plain(masked(positional)), to_plain(masked(named))
+    return Call(
+        args=tuple(sent_args),
+        kwargs=sent_kwargs,
+        stored_args=stored_args,
+        stored_kwargs=stored_kwargs,
+        has_secrets=has_secrets,
+        argsrepr=saferepr(tuple(readable(stored_args)), _REPR_MAX) if has_secrets else "",
+        kwargsrepr=saferepr(readable(stored_kwargs), _REPR_MAX) if has_secrets else "",
+    )
+
+
+def _checked(task: Task, argument: Argument, user: AnyUser | None) -> Any:
+    """Return the wire tree of an argument, as it arrives at a worker; raises InvalidCall."""
+    objects = NamedObjects()
+    try:
+        tree = _tree(argument, objects)
+        to_plain(revealed(tree))
+        _refuse_changes(task, argument, tree)
+    except ValidationError as error:
+        raise InvalidCall(_messages(argument, error)) from error
+    except RecursionError as error:
+        raise InvalidCall({argument.place: [_("This is nested too deeply.")]}) from error
+    except NotEncodable as error:
+        raise InvalidCall({argument.place: [_discreet(argument, str(error))]}) from error
+    except (*UNREADABLE, PydanticUserError) as error:
+        text = _("This value could not be checked: %(error)s.") % {"error": repr(error)}
+        raise InvalidCall({argument.place: [_discreet(argument, text)]}) from error
+    if MASK in secrets_in(tree):
+        text = _("Give the secret again: %(mask)s only stands for it.") % {"mask": MASK}
+        raise InvalidCall({argument.place: [text]})
+    if problems := objects.problems(user):
+        raise InvalidCall({argument.place: [_discreet(argument, text) for text in problems]})
+    return tree
+
+
+def _tree(argument: Argument, context: NamedObjects | None) -> Any:
+    """Return the validated argument as a wire tree that validates to itself.
+
+    Defaults inside of models are sent too, unless they are not valid themselves.
+    """
+    adapter = argument.parameter.adapter
+    validated = _validated(adapter, argument.value, context)
+    for only_set in (False, True):
+        tree = to_wire(validated, only_set=only_set)
+        if _is_stable(adapter, tree, only_set=only_set):
+            is_named_secret = is_secret_name(argument.parameter.name) or is_secret_name(
+                argument.key
+            )
+            return Hidden(revealed(tree)) if is_named_secret else tree
+    raise NotEncodable(
+        "This value changes each time it is validated, so it can't be sent as it was given."
+    )
+
+
+def _validated(adapter: TypeAdapter[Any], value: Any, context: NamedObjects | None) -> Any:
+    """Validate a value; what only the strict JSON rules accept (an Enum by its value) too."""
+    try:
+        return adapter.validate_python(value, context=context)
+    except ValidationError:
+        try:
+            return adapter.validate_json(to_json(value), context=context)
+        except (ValidationError, PydanticSerializationError, ValueError, RecursionError):
+            pass
+        raise
+
+
+def _is_stable(adapter: TypeAdapter[Any], tree: Any, *, only_set: bool) -> bool:
+    """Tell whether what is sent validates to itself."""
+    wire = revealed(tree)
+    try:
+        again = to_wire(_validated(adapter, wire, None), only_set=only_set)
+    except ValidationError:
+        return False
+    return same(revealed(again), wire)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values on the wire are the same: 1, 1.0 and True are not."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other) or (one != one and other != other)
+
+
+def _refuse_changes(task: Task, argument: Argument, tree: Any) -> None:
+    """Raise NotEncodable if the task's serializer does not carry the value as it is."""
+    wire = revealed(tree)
+    serializer = task.serializer or task.app.conf.task_serializer
+    try:
+        content_type, content_encoding, payload = dumps(wire, serializer=serializer)
+        arrived = loads(payload, content_type, content_encoding, accept=[content_type])
+    except KombuError as error:
+        raise NotEncodable(f"The serializer {serializer!r} can't carry this: {error}") from error
+    if not same(arrived, wire):
+        raise NotEncodable(
+            f"The serializer {serializer!r} can't carry this: it would arrive changed."
+        )
+
+
+def _messages(argument: Argument, error: ValidationError) -> dict[Place, list[str]]:
+    """Return pydantic's messages by place."""
+    places: dict[Place, list[str]] = {}
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        is_discreet = item["type"].startswith(_DISCREET)
+        text = item["msg"] if is_discreet else _discreet(argument, item["msg"])
+        places.setdefault((*argument.place, *item["loc"]), []).append(text)
+    return places
+
+
+def _discreet(argument: Argument, text: str) -> str:
+    """Return the message, or, as it might quote a secret, another."""
+    if may_hold_secret(argument.parameter) or is_secret_name(argument.key):
+        return _("This value is not valid.")
+    return text

@@ -1,0 +1,131 @@
+"""Django models as parameters: what is sent is the primary key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from django.contrib.auth import get_permission_codename
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.utils.translation import gettext as _
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from celery_admin_runner.annotations import is_class, replaced
+from celery_admin_runner.parameters import Parameter
+
+if TYPE_CHECKING:
+    from celery_admin_runner.querysets import AnyUser
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """What stands in ``Annotated`` for a model: validates a primary key, or an instance."""
+
+    model: type[models.Model]
+
+    @property
+    def annotation_text(self) -> str:
+        """The name of the model's class."""
+        return self.model.__name__
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Tell pydantic how a primary key is validated."""
+        return core_schema.with_info_plain_validator_function(self._validated)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe the primary key."""
+        is_number = isinstance(self.model._meta.pk, models.IntegerField)
+        return {
+            "type": "integer" if is_number else "string",
+            "title": f"Primary key of {self.model._meta.label}",
+        }
+
+    def _validated(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        """Return the primary key, and note it for ``missing_objects``."""
+        pk = self._primary_key(value)
+        if isinstance(info.context, NamedObjects):
+            info.context.keys.append((self.model, pk))
+        return pk
+
+    def _primary_key(self, value: Any) -> Any:
+        """Return ``value``, an instance or a primary key, as the key has to be."""
+        key = self.model._meta.pk
+        try:
+            pk = key.to_python(value.pk if isinstance(value, self.model) else value)
+            key.run_validators(pk)
+        except (ValidationError, TypeError, ValueError, OverflowError):
+            pk = None
+        if pk is None or isinstance(value, bool) or "\x00" in str(pk):
+            raise PydanticCustomError(
+                "primary_key",
+                "This is no primary key of {name}.",  # type: ignore[arg-type]
+                {"name": str(self.model._meta.verbose_name)},
+            )
+        return pk
+
+
+@dataclass(frozen=True)
+class NamedObjects:
+    """The objects that an argument names; a validation context."""
+
+    keys: list[tuple[type[models.Model], Any]] = field(default_factory=list)
+
+    def problems(self, user: AnyUser | None) -> list[str]:
+        """Return what is wrong: objects ``user`` may not view, or that do not exist.
+
+        One query a model; ``user`` None may view everything.
+        """
+        by_model: dict[type[models.Model], set[Any]] = {}
+        for model, pk in self.keys:
+            by_model.setdefault(model, set()).add(pk)
+        return [text for model, pks in by_model.items() for text in _problems(model, pks, user)]
+
+
+def _problems(model: type[models.Model], pks: set[Any], user: AnyUser | None) -> Iterable[str]:
+    opts = model._meta
+    if user is not None and not may_view(model, user):
+        yield _("You may not view %(name)s.") % {"name": opts.verbose_name_plural}
+        return
+    found = set(model._default_manager.filter(pk__in=pks).values_list("pk", flat=True))
+    for pk in sorted(pks - found, key=str):
+        yield _("There is no %(name)s with the primary key %(pk)s.") % {
+            "name": opts.verbose_name,
+            "pk": pk,
+        }
+
+
+def may_view(model: type[models.Model], user: AnyUser) -> bool:
+    """Tell whether ``user`` may view objects of the model, as admin asks it."""
+    opts = model._meta
+    names = (
+        f"{opts.app_label}.{get_permission_codename(verb, opts)}" for verb in ("view", "change")
+    )
+    return any(user.has_perm(name) for name in names)  # type: ignore[union-attr]
+
+
+def with_model_keys(parameter: Parameter) -> Parameter:
+    """Return the parameter with each Django model in its annotation as its primary key."""
+    annotation = replaced(parameter.annotation, _key_for)
+    if annotation == parameter.annotation:
+        return parameter
+    default = parameter.default
+    if isinstance(default, models.Model):
+        default = default.pk
+    return replace(parameter, annotation=annotation, default=default)
+
+
+def _key_for(annotation: Any) -> Any:
+    if not is_class(annotation, models.Model):
+        return annotation
+    opts = annotation._meta
+    if opts.abstract or isinstance(opts.pk, models.CompositePrimaryKey):
+        return annotation
+    return Annotated[Any, ModelKey(annotation)]

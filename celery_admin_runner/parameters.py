@@ -1,0 +1,297 @@
+"""A signature as typed parameters. Knows neither Django nor Celery."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from docstring_parser import Docstring, ParseError, parse
+from pydantic import AliasChoices, BaseModel, PydanticUserError, RootModel, TypeAdapter
+from pydantic.errors import PydanticUndefinedAnnotation
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from celery_admin_runner.annotations import (
+    annotation_text,
+    is_class,
+    is_secret_type,
+    shape_of,
+    union_of,
+)
+
+#: What goes wrong when annotations, which are code, are read.
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+#: What pydantic says to an annotation it knows nothing about.
+NO_SCHEMA = (*UNREADABLE, PydanticUserError, PydanticUndefinedAnnotation)
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+class Default(enum.Enum):
+    """Defaults that are no value."""
+
+    #: Made anew for each call (``default_factory``), or a key that may be left out.
+    COMPUTED = "computed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A parameter of a task, or a field of a model that is one."""
+
+    name: str
+    #: One of ``inspect.Parameter``'s kinds.
+    kind: Any
+    #: Any where there is none; of ``*args`` and ``**kwargs`` that of one value.
+    annotation: Any = Any
+    has_annotation: bool = False
+    #: ``inspect.Parameter.empty`` where there is none.
+    default: Any = inspect.Parameter.empty
+    help_text: str = ""
+
+    @property
+    def is_required(self) -> bool:
+        """Tell whether a call must give it."""
+        return self.default is inspect.Parameter.empty and not self.is_variadic
+
+    @property
+    def is_variadic(self) -> bool:
+        """Tell whether it is ``*args`` or ``**kwargs``."""
+        return self.kind in _VARIADIC
+
+    @property
+    def has_known_default(self) -> bool:
+        """Tell whether there is a default that can be shown."""
+        return self.default is not inspect.Parameter.empty and self.default is not Default.COMPUTED
+
+    @property
+    def annotation_text(self) -> str:
+        """The annotation for people, or "" where there is none."""
+        return annotation_text(self.annotation) if self.has_annotation else ""
+
+    @property
+    def has_schema(self) -> bool:
+        """Tell whether pydantic knows the annotation; if not, any value is taken."""
+        return self._own_adapter is not None
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        """What validates a value of this parameter."""
+        return self._own_adapter or _ANYTHING
+
+    @cached_property
+    def _own_adapter(self) -> TypeAdapter[Any] | None:
+        try:
+            adapter = TypeAdapter(self.annotation)
+        except NO_SCHEMA:
+            return None
+        return adapter if adapter.pydantic_complete else None
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of a value; ``{}`` (anything) where there is none."""
+        try:
+            return self.adapter.json_schema()
+        except NO_SCHEMA:
+            return {}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The parameters of a task, and what its docstring says."""
+
+    parameters: tuple[Parameter, ...]
+    #: First line of the docstring.
+    summary: str = ""
+    #: The rest of it, without the sections about parameters.
+    description: str = ""
+    #: "", or why the annotations can't be read: then values are taken as they are.
+    problem: str = ""
+
+    def __getitem__(self, name: str) -> Parameter:
+        """Return the parameter of this name; raises KeyError."""
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    @cached_property
+    def _by_name(self) -> dict[str, Parameter]:
+        return {parameter.name: parameter for parameter in self.parameters}
+
+
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+#: What stands in for a signature that can't be read.
+_OPEN = (
+    Parameter(name="args", kind=inspect.Parameter.VAR_POSITIONAL),
+    Parameter(name="kwargs", kind=inspect.Parameter.VAR_KEYWORD),
+)
+
+
+def read_signature(function: Callable[..., Any]) -> Signature:
+    """Read a function's parameters, annotations and docstring; never raises.
+
+    A bound method gives its parameters without ``self``. What was wrapped
+    (Celery's autoretry_for and pydantic=True, pydantic's validate_call) is
+    read, not its wrapper.
+    """
+    code = inspect.unwrap(function)
+    doc = _docstring(code)
+    texts = {item.arg_name: item.description or "" for item in doc.params}
+    summary, description = doc.short_description or "", doc.long_description or ""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        problem = f"The signature of the task can't be read: {error}."
+        return Signature(_OPEN, summary, description, problem)
+    try:
+        hints = typing.get_type_hints(code, include_extras=True)
+        problem = ""
+    except UNREADABLE as error:
+        hints = {}
+        problem = f"The annotations of the task can't be resolved: {error}."
+    typed = tuple(
+        _parameter(item, hints, texts.get(name) or texts.get(f"*{name}", ""))
+        for name, item in parameters.items()
+    )
+    return Signature(typed, summary, description, problem)
+
+
+def _parameter(item: inspect.Parameter, hints: Mapping[str, Any], help_text: str) -> Parameter:
+    annotation = hints.get(item.name, Any)
+    if item.default is None and annotation is not Any and not shape_of(annotation).is_optional:
+        # ``name: str = None`` means what it meant before PEP 484 was made stricter.
+        annotation = union_of((annotation, None))
+    return Parameter(
+        name=item.name,
+        kind=item.kind,
+        annotation=annotation,
+        has_annotation=item.name in hints,
+        default=item.default,
+        help_text=" ".join(help_text.split()),
+    )
+
+
+def _docstring(code: Any) -> Docstring:
+    """Parse the docstring in whichever of the usual styles it is written."""
+    text = getattr(code, "__doc__", None)
+    try:
+        return parse(text if isinstance(text, str) else "")
+    except (ParseError, *UNREADABLE):
+        return Docstring()
+
+
+def fields_of(annotation: Any) -> tuple[Parameter, ...]:
+    """Return the fields of a pydantic model, dataclass, TypedDict or named tuple, else ().
+
+    A field's name is the key under which it is validated: its alias, if it has one.
+    """
+    if is_class(annotation, BaseModel):
+        is_root = issubclass(annotation, RootModel)
+        return () if is_root else tuple(_model_fields(annotation))
+    if not isinstance(annotation, type):
+        return ()
+    try:
+        hints = typing.get_type_hints(annotation, include_extras=True)
+    except UNREADABLE:
+        return ()
+    if dataclasses.is_dataclass(annotation):
+        return tuple(_dataclass_fields(annotation, hints))
+    if typing.is_typeddict(annotation):
+        required = annotation.__required_keys__  # type: ignore[attr-defined]
+        absent = Default.COMPUTED
+        return tuple(
+            _field(name, hint, inspect.Parameter.empty if name in required else absent)
+            for name, hint in hints.items()
+        )
+    if issubclass(annotation, tuple) and hasattr(annotation, "_field_defaults"):
+        defaults = annotation._field_defaults
+        names = annotation._fields  # type: ignore[attr-defined]
+        return tuple(
+            _field(name, hints.get(name, Any), defaults.get(name, inspect.Parameter.empty))
+            for name in names
+        )
+    return ()
+
+
+def _field(name: str, annotation: Any, default: Any, help_text: str = "") -> Parameter:
+    return Parameter(
+        name=name,
+        kind=inspect.Parameter.KEYWORD_ONLY,
+        annotation=annotation,
+        has_annotation=True,
+        default=default,
+        help_text=help_text,
+    )
+
+
+def _model_fields(model: type[BaseModel]) -> Iterator[Parameter]:
+    for name, info in model.model_fields.items():
+        annotation: Any = info.annotation
+        if info.metadata:
+            annotation = Annotated[annotation, *info.metadata]
+        help_text = info.description or ""
+        yield _field(validation_key(model, name, info), annotation, _default(info), help_text)
+
+
+def _default(info: FieldInfo) -> Any:
+    if info.default_factory is not None:
+        return Default.COMPUTED
+    return inspect.Parameter.empty if info.default is PydanticUndefined else info.default
+
+
+def validation_key(model: type[BaseModel], name: str, info: FieldInfo) -> str:
+    """Return the key by which a model's field is given."""
+    config = model.model_config
+    alias = info.validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+    by_name = config.get("validate_by_name") or config.get("populate_by_name")
+    return alias if isinstance(alias, str) and not by_name else name
+
+
+def _dataclass_fields(annotation: Any, hints: Mapping[str, Any]) -> Iterator[Parameter]:
+    for item in dataclasses.fields(annotation):
+        if not item.init:
+            continue
+        default = inspect.Parameter.empty if item.default is dataclasses.MISSING else item.default
+        if isinstance(default, FieldInfo):
+            default = _default(default)
+        if item.default_factory is not dataclasses.MISSING:
+            default = Default.COMPUTED
+        yield _field(item.name, hints.get(item.name, Any), default)
+
+
+def has_secret(annotation: Any, is_secret_name: Callable[[str], bool]) -> bool:
+    """Tell whether a value of this type may hold a secret, by type or by the name of a field."""
+    return _has_secret(annotation, is_secret_name, frozenset())
+
+
+def _has_secret(
+    annotation: Any, is_secret_name: Callable[[str], bool], seen: frozenset[int]
+) -> bool:
+    shape = shape_of(annotation)
+    if is_secret_type(shape.base):
+        return True
+    if id(shape.base) in seen:
+        return False
+    seen |= {id(shape.base)}
+    fields = fields_of(shape.base)
+    return any(
+        is_secret_name(field.name) or _has_secret(field.annotation, is_secret_name, seen)
+        for field in fields
+    ) or any(_has_secret(item, is_secret_name, seen) for item in shape.arguments)
