@@ -1,0 +1,243 @@
+"""The tasks as JSON, and running one by JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any, TypedDict
+
+from django.contrib.admin import AdminSite
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.http import HttpRequest, JsonResponse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from celery_admin_runner import encoding, registry
+from celery_admin_runner.admin.links import record_url, run_page_url
+from celery_admin_runner.calls import signature_of
+from celery_admin_runner.exceptions import (
+    ALL,
+    InvalidArguments,
+    NotEncodable,
+    TaskNotFound,
+    TaskNotRunnable,
+)
+from celery_admin_runner.parameters import Parameter
+from celery_admin_runner.redaction import is_secret_name
+from celery_admin_runner.registry import TaskInfo
+from celery_admin_runner.runner import TaskRunner
+from celery_admin_runner.states import State
+from celery_admin_runner.wire import masked, to_wire
+
+JSON = "application/json"
+#: Tasks in an answer, unless the client asks for another number.
+DEFAULT_LIMIT = 50
+#: Tasks in an answer at most.
+MAX_LIMIT = 200
+#: Larger bodies are refused: the arguments in them would be too.
+BODY_MAX_BYTES = 2 * encoding.CALL_MAX_BYTES
+#: The longest time from now, in seconds, that can be asked for: a hundred years.
+MAX_SECONDS = 100 * 365 * 24 * 3600
+
+
+def _moment(value: datetime) -> datetime:
+    """Return an aware moment that every timezone can show; naive ones are in the current one."""
+    if not 1970 <= value.year < 9999:
+        raise ValueError(_("This moment is out of range."))
+    return timezone.make_aware(value) if timezone.is_naive(value) else value
+
+
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Moment = Annotated[datetime, AfterValidator(_moment)]
+
+
+class RunOptions(BaseModel):
+    """The ``options`` of a request to run a task: seconds from now, or moments in ISO 8601."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    queue: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    countdown: Seconds | None = None
+    eta: Moment | None = None
+    expires: Seconds | Moment | None = None
+    priority: Annotated[int, Field(ge=0, le=255)] | None = None
+
+
+class RunRequest(BaseModel):
+    """The body of a request to run a task."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    options: RunOptions = RunOptions()
+    reason: str = ""
+
+
+class ParameterEntry(TypedDict):
+    """What a client is told of a parameter."""
+
+    name: str
+    required: bool
+    default: Any
+    annotation: str
+    schema: dict[str, Any]
+
+
+class TaskEntry(TypedDict):
+    """What a client is told of a task."""
+
+    name: str
+    doc: str
+    runnable: bool
+    queue: str
+    run_url: str
+    parameters: list[ParameterEntry]
+
+
+def tasks_response(
+    request: HttpRequest, infos: Sequence[TaskInfo], *, admin_site: AdminSite
+) -> JsonResponse:
+    """Answer with a part of the tasks that the query asks for; 400 for a query that is none."""
+    try:
+        limit = min(_number(request, "limit", DEFAULT_LIMIT), MAX_LIMIT)
+        offset = _number(request, "offset", 0)
+        runnable = _flag(request, "runnable")
+    except ValueError as error:
+        return errors_response({ALL: [str(error)]}, HTTPStatus.BAD_REQUEST)
+    found = [
+        info
+        for info in registry.matching(infos, request.GET.get("q", ""))
+        if runnable is None or info.is_runnable is runnable
+    ]
+    part = found[offset : offset + limit]
+    return JsonResponse(
+        {"tasks": [_task_entry(info, admin_site) for info in part], "total": len(found)}
+    )
+
+
+def run_response(
+    request: HttpRequest, task_name: str, *, admin_site: AdminSite, runner: TaskRunner
+) -> JsonResponse:
+    """Run the task as the body of the request says, and answer with the run, or with why not."""
+    try:
+        return _run(request, task_name, admin_site, runner)
+    except TaskNotFound as error:
+        return errors_response({ALL: [str(error)]}, HTTPStatus.NOT_FOUND)
+    except (TaskNotRunnable, PermissionDenied) as error:
+        return errors_response({ALL: [str(error)]}, HTTPStatus.FORBIDDEN)
+    except InvalidArguments as error:
+        return errors_response(error.errors, HTTPStatus.BAD_REQUEST)
+    except ValidationError as error:
+        return errors_response({ALL: _messages(error)}, HTTPStatus.BAD_REQUEST)
+    except RequestDataTooBig:
+        return errors_response({ALL: [_("The body is too large.")]}, HTTPStatus.BAD_REQUEST)
+
+
+def is_json(request: HttpRequest) -> bool:
+    """Tell whether the request brings JSON, and so wants JSON back."""
+    return request.method == "POST" and request.content_type == JSON
+
+
+def forbidden() -> JsonResponse:
+    """Answer that the user may not do this, or is nobody."""
+    return errors_response({ALL: [_("You are not allowed to do this.")]}, HTTPStatus.FORBIDDEN)
+
+
+def errors_response(errors: dict[str, list[str]], status: HTTPStatus) -> JsonResponse:
+    """Answer with errors: by parameter, or under ``"__all__"``."""
+    return JsonResponse({"errors": errors}, status=status)
+
+
+def _run(
+    request: HttpRequest, task_name: str, admin_site: AdminSite, runner: TaskRunner
+) -> JsonResponse:
+    info = registry.get_task_info(task_name)
+    if not runner.may_run(info):
+        raise PermissionDenied(_("You may not run this task, or it is not runnable."))
+    if len(request.body) > BODY_MAX_BYTES:
+        raise RequestDataTooBig
+    call = RunRequest.model_validate_json(request.body)
+    run = runner.run(
+        task_name,
+        call.args,
+        call.kwargs,
+        reason=call.reason,
+        **call.options.model_dump(exclude_none=True),
+    )
+    if run.state == State.UNSENT:
+        return JsonResponse(
+            {"task_id": run.task_id, "state": run.state, "errors": {ALL: [run.publish_error]}},
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+        )
+    return JsonResponse(
+        {
+            "task_id": run.task_id,
+            "state": run.state,
+            "url": record_url(admin_site, request, run),
+        },
+        status=HTTPStatus.CREATED,
+    )
+
+
+def _messages(error: ValidationError) -> list[str]:
+    """Return what is wrong with the body, each message with its place."""
+    return [
+        ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"]]))
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def _number(request: HttpRequest, name: str, default: int) -> int:
+    """Return a number of the query; raises ValueError if it is none, or negative."""
+    text = request.GET.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ValueError(
+            _("%(name)s: a number from 0 on is needed, not “%(text)s”.")
+            % {"name": name, "text": text[:50]}
+        )
+    return int(text)
+
+
+def _flag(request: HttpRequest, name: str) -> bool | None:
+    """Return a yes (1) or no (0) of the query, or None; raises ValueError for anything else."""
+    text = request.GET.get(name, "")
+    if text not in {"", "0", "1"}:
+        raise ValueError(
+            _("%(name)s: 0 or 1 is needed, not “%(text)s”.") % {"name": name, "text": text[:50]}
+        )
+    return None if text == "" else text == "1"
+
+
+def _task_entry(info: TaskInfo, admin_site: AdminSite) -> TaskEntry:
+    signature = signature_of(registry.get_task(info.name))
+    return {
+        "name": info.name,
+        "doc": info.doc,
+        "runnable": info.is_runnable,
+        "queue": info.queue,
+        "run_url": run_page_url(admin_site, info.name),
+        "parameters": [_parameter_entry(parameter) for parameter in signature.parameters],
+    }
+
+
+def _parameter_entry(parameter: Parameter) -> ParameterEntry:
+    return {
+        "name": parameter.name,
+        "required": parameter.is_required,
+        "default": _default(parameter),
+        "annotation": parameter.annotation_text,
+        "schema": parameter.json_schema(),
+    }
+
+
+def _default(parameter: Parameter) -> Any:
+    """Return the default as JSON data; None where there is none, or it can't be told."""
+    if not parameter.has_known_default or is_secret_name(parameter.name):
+        return None
+    try:
+        return encoding.readable(encoding.to_plain(masked(to_wire(parameter.default))))
+    except NotEncodable:
+        return None

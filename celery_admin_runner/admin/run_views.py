@@ -1,0 +1,250 @@
+"""The page on which tasks are run: one task, or several at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.admin import ModelAdmin
+from django.core.exceptions import PermissionDenied
+from django.db import router, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.template.response import TemplateResponse
+from django.utils.crypto import constant_time_compare, salted_hmac
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from celery_admin_runner.admin import links
+from celery_admin_runner.admin.sheets import Preview, Sheet
+from celery_admin_runner.exceptions import InvalidArguments, TaskNotRunnable
+from celery_admin_runner.forms.run import RunForm, initial_from_query, initial_from_run
+from celery_admin_runner.models import CeleryTask, TaskRunRecord
+from celery_admin_runner.querysets import TaskRunRecordQuerySet
+from celery_admin_runner.registry import get_task
+from celery_admin_runner.runner import TaskRunner
+from celery_admin_runner.states import State
+
+#: The field that says that what is sent was shown and confirmed: a digest of it.
+CONFIRMED = "_confirmed"
+#: The field with the names of the tasks, on the page for several of them.
+TASK = "task"
+#: How many tasks can be run from one page.
+MAX_SELECTED = 50
+#: How many runs of the task are shown beside its form.
+RECENT_RUNS = 10
+
+
+class RunPage:
+    """The page that shows tasks with their forms, confirms them and starts them."""
+
+    template = "admin/celery_admin_runner/celerytask/run.html"
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        tasks: Sequence[CeleryTask],
+        *,
+        model_admin: ModelAdmin[Any],
+        runner: TaskRunner,
+        visible_runs: TaskRunRecordQuerySet,
+    ) -> None:
+        """Take the request, the tasks of the page, and what its user may do and see."""
+        self.request = request
+        self.tasks = tasks
+        self.model_admin = model_admin
+        self.admin_site = model_admin.admin_site
+        self.runner = runner
+        self.visible_runs = visible_runs
+
+    # What differs between one task and several
+
+    def prefix(self, task: CeleryTask) -> str:
+        """Return what the names of a task's fields begin with, also when other tasks go."""
+        return f"{hashlib.sha256(task.info.name.encode()).hexdigest()[:12]}-"
+
+    def initial(self, task: CeleryTask) -> dict[str, Any] | None:
+        """Return what a task's form is filled in with at first."""
+        return None
+
+    def context(self) -> dict[str, Any]:
+        """Return what else the template needs."""
+        return {"title": _("Run selected tasks"), "original": _("Run selected tasks")}
+
+    def target(self, runs: Sequence[TaskRunRecord]) -> str:
+        """Return the address to go to when the tasks were started."""
+        journal = links.journal_url(self.admin_site, self.request)
+        return journal or links.task_list_url(self.admin_site)
+
+    # What is common
+
+    def show(self, data: QueryDict | None = None) -> HttpResponse:
+        """Show the tasks with fresh forms, or with what was typed."""
+        return self._render([self._sheet(task, data) for task in self.tasks])
+
+    def submit(self) -> HttpResponse:
+        """Start the tasks with what was posted: all of them or none.
+
+        What is not valid, or must be confirmed first, is shown again as it was typed.
+        """
+        if not all(task.may_run for task in self.tasks):
+            raise PermissionDenied
+        sheets = [self._sheet(task, self.request.POST) for task in self.tasks]
+        if not _all_valid(sheets):
+            return self._render(sheets)
+        if any(sheet.info.rule.confirm for sheet in sheets):
+            previews = [sheet.preview for sheet in sheets]
+            digest = _digest(previews)
+            if not constant_time_compare(self.request.POST.get(CONFIRMED, ""), digest):
+                return self._render(sheets, previews=previews, digest=digest)
+        runs = self._start(sheets)
+        if runs is None:
+            return self._render(sheets)
+        self._tell(runs)
+        return HttpResponseRedirect(self.target(runs))
+
+    def _sheet(self, task: CeleryTask, data: QueryDict | None) -> Sheet:
+        if not task.may_run:
+            return Sheet(task, None)
+        form = RunForm(
+            get_task(task.info.name),
+            user=self.request.user,
+            admin_site=self.admin_site,
+            data=data,
+            initial=self.initial(task) if data is None else None,
+            prefix=self.prefix(task),
+        )
+        return Sheet(task, form)
+
+    def _start(self, sheets: Sequence[Sheet]) -> list[TaskRunRecord] | None:
+        """Start every task, or, if the runner refuses one, none; then its form has the errors."""
+        current = sheets[0]
+        runs = []
+        try:
+            with transaction.atomic(using=router.db_for_write(TaskRunRecord)):
+                for current in sheets:
+                    runs.append(current.start(self.runner))
+        except InvalidArguments as error:
+            current.refuse(error.errors)
+            return None
+        except TaskNotRunnable as error:
+            raise PermissionDenied(str(error)) from error
+        return runs
+
+    def _tell(self, runs: Sequence[TaskRunRecord]) -> None:
+        """Say what became of the runs."""
+        unsent = [run for run in runs if run.state == State.UNSENT]
+        sent = len(runs) - len(unsent)
+        if sent:
+            text = ngettext("%(count)s task was sent.", "%(count)s tasks were sent.", sent)
+            messages.success(self.request, text % {"count": sent})
+        for run in unsent:
+            text = _(
+                "%(task)s was not sent: %(error)s The run is kept; when the broker is back, "
+                "use “Send again” on the page of the run."
+            )
+            messages.error(
+                self.request, text % {"task": run.task_name, "error": run.publish_error}
+            )
+
+    def _render(
+        self, sheets: Sequence[Sheet], *, previews: Sequence[Preview] = (), digest: str = ""
+    ) -> HttpResponse:
+        media = self.model_admin.media
+        for sheet in sheets:
+            if sheet.form is not None:
+                media += sheet.form.media
+        self.request.current_app = self.admin_site.name  # type: ignore[attr-defined]
+        return TemplateResponse(
+            self.request,
+            self.template,
+            {
+                **self.admin_site.each_context(self.request),
+                "opts": self.model_admin.opts,
+                "media": media,
+                "has_view_permission": True,
+                "sheets": sheets,
+                "is_single": False,
+                "has_form": all(sheet.form is not None for sheet in sheets),
+                "errors": any(sheet.form is not None and sheet.form.errors for sheet in sheets),
+                "previews": previews,
+                "digest": digest,
+                "has_secrets": any(preview.has_secrets for preview in previews),
+                "confirmed_name": CONFIRMED,
+                "task_name": TASK,
+                **self.context(),
+            },
+        )
+
+
+class RunTaskPage(RunPage):
+    """The page of one task: its documentation, its form and its recent runs."""
+
+    @property
+    def task(self) -> CeleryTask:
+        """The task of the page."""
+        return self.tasks[0]
+
+    def prefix(self, task: CeleryTask) -> str:
+        """Return no prefix."""
+        return ""
+
+    def initial(self, task: CeleryTask) -> dict[str, Any] | None:
+        """Return the arguments of the run that ``?retry=`` names, else those of the query."""
+        signature = Sheet(task, None).signature
+        retry = self.request.GET.get("retry")
+        if retry is None:
+            return initial_from_query(self.request.GET, signature)
+        run = self._run_to_retry(retry)
+        if run is None:
+            messages.warning(
+                self.request, _("The run whose arguments were asked for can't be seen by you.")
+            )
+            return None
+        if run.has_masked_arguments:
+            messages.info(
+                self.request,
+                _("Secrets are not stored: fill them in again, the rest is filled in."),
+            )
+        return initial_from_run(run, signature)
+
+    def context(self) -> dict[str, Any]:
+        """Return the task and its recent runs."""
+        return {
+            "title": self.task.info.name,
+            "original": self.task,
+            "is_single": True,
+            "recent_runs": [
+                (run, links.record_url(self.admin_site, self.request, run))
+                for run in self.visible_runs.of_task(self.task.info.name).only(
+                    "task_name", "label", "state", "created_at", "run_by", "run_by_name", "source",
+                    "started_at", "finished_at",
+                )[:RECENT_RUNS]
+            ],
+        }  # fmt: skip
+
+    def target(self, runs: Sequence[TaskRunRecord]) -> str:
+        """Return the address of the run's page, else of the list."""
+        page = links.record_url(self.admin_site, self.request, runs[0])
+        return page or links.task_list_url(self.admin_site)
+
+    def _run_to_retry(self, key: str) -> TaskRunRecord | None:
+        """Return a run of this task that the user may see, or None."""
+        if not (key.isascii() and key.isdigit()) or len(key) > 18:
+            return None
+        return self.visible_runs.of_task(self.task.info.name).filter(pk=int(key)).first()
+
+
+def _all_valid(sheets: Sequence[Sheet]) -> bool:
+    """Validate every form, also after one that is not valid: each shows its errors."""
+    validity = [sheet.form is not None and sheet.form.is_valid() for sheet in sheets]
+    return all(validity)
+
+
+def _digest(previews: Sequence[Preview]) -> str:
+    """Return what only this server can make of exactly these calls."""
+    text = json.dumps([asdict(preview) for preview in previews])
+    return salted_hmac("celery_admin_runner.confirm", text, algorithm="sha256").hexdigest()
