@@ -1,5 +1,6 @@
 # Debian packages and servers: install what is missing, start what is not running.
 # Sourced by .ci/run.
+# shellcheck shell=bash disable=SC2034
 
 export DEBIAN_FRONTEND=noninteractive
 
@@ -40,9 +41,9 @@ ensure_packages() {
 
 # wait_for NAME COMMAND...: wait until the command succeeds; fail after a minute.
 wait_for() {
-    local name="$1" attempt
+    local name="$1" _
     shift
-    for attempt in $(seq 60); do
+    for _ in $(seq 60); do
         if "$@" >/dev/null 2>&1; then
             echo "$name answers"
             return
@@ -59,7 +60,7 @@ port_is_open() {
 
 start_postgresql() {
     local version
-    version="$(ls /etc/postgresql | sort -V | tail -n 1)"
+    version="$(find /etc/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' | sort -V | tail -n 1)"
     port_is_open 5432 || as_root pg_ctlcluster --skip-systemctl-redirect "$version" main start
     wait_for PostgreSQL pg_isready -q -h 127.0.0.1
     # A role of our own, so that it does not matter whom the server trusts.

@@ -56,16 +56,16 @@ def log_in(url: str, user: str) -> None:
 
 
 def processes_in(folder: Path) -> list[str]:
-    """Return the processes that were started with a path in ``folder``, or work in it."""
+    """Return the processes that work in the example project of ``folder``."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
+                place = Path(os.readlink(entry / "cwd"))
                 command = (entry / "cmdline").read_text().replace("\0", " ")
-                place = os.readlink(entry / "cwd")
             except OSError:
                 continue  # It has ended, or is another user's.
-            if f"{folder}/example_project" in (place, command):
+            if place.is_relative_to(folder / "example_project"):
                 found.append(f"{entry.name} {command}")
     return found
 

@@ -1,0 +1,220 @@
+"""The example project as a user starts it: its own processes, a real worker, real requests."""
+
+from __future__ import annotations
+
+import http.cookiejar
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+import celery_admin_runner
+from tests.waiting import wait_until
+
+EXAMPLE = Path(__file__).parent.parent / "example_project"
+START_SECONDS = 90
+STOP_SECONDS = 30
+#: What the tests set for themselves, and a user of the example has not set.
+FOREIGN = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+
+
+class Demo:
+    """A running ``manage.py demo``, and a browser without a screen."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{port}/admin/"
+        self._printed = folder / "printed.txt"
+        self._cookies = http.cookiejar.CookieJar()
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPCookieProcessor(self._cookies)
+        )
+        with self._printed.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "demo", "--port", str(port)],
+                cwd=EXAMPLE,
+                env=environment(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        return self._printed.read_text()
+
+    def has_come_up(self) -> bool:
+        assert self.process.poll() is None, self.printed
+        return "The demo runs:" in self.printed
+
+    def log_in(self, user: str) -> str:
+        """Log in, and return the page that answers."""
+        self._opener.open(f"{self.url}login/", timeout=20).close()
+        form = {"username": user, "password": user, "next": "/admin/", **self._token("form")}
+        data = urllib.parse.urlencode(form).encode()
+        with self._opener.open(f"{self.url}login/", data, timeout=20) as response:
+            return str(response.read().decode())
+
+    def run(self, task_name: str, **call: object) -> dict[str, str]:
+        """Run a task by the JSON API, and return what it answers."""
+        request = urllib.request.Request(
+            f"{self.url}celery_admin_runner/celerytask/{task_name}/run/",
+            json.dumps(call).encode(),
+            {"Content-Type": "application/json", **self._token("header")},
+        )
+        with self._opener.open(request, timeout=20) as response:
+            assert response.status == 201
+            return dict(json.load(response))
+
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """Ask the demo's database."""
+        with closing(sqlite3.connect(self.folder / "db.sqlite3")) as database:
+            return database.execute(query, values).fetchall()
+
+    def processes(self) -> list[int]:
+        """Return the ids of the demo's processes, however they descend from it."""
+        mark = f"EXAMPLE_VAR={self.folder}".encode()
+        return [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdecimal() and mark in environ_of(entry)
+        ]
+
+    def _token(self, kind: str) -> dict[str, str]:
+        name = {"form": "csrfmiddlewaretoken", "header": "X-CSRFToken"}[kind]
+        return {name: next(c.value or "" for c in self._cookies if c.name == "csrftoken")}
+
+
+def environ_of(entry: Path) -> list[bytes]:
+    """Return the environment of a process; empty if it has ended."""
+    try:
+        return (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a user, but with a folder of the test's own."""
+    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    package = Path(celery_admin_runner.__file__).parent.parent
+    return {**own, "EXAMPLE_VAR": str(folder), "PYTHONPATH": str(package)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_demo(folder: Path) -> Iterator[Demo]:
+    demo = Demo(folder, free_port())
+    try:
+        wait_until(demo.has_come_up, seconds=START_SECONDS, why="The demo does not come up")
+        yield demo
+    finally:
+        for process in demo.processes():
+            os.kill(process, signal.SIGKILL)
+        demo.process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demo; what one test leaves there, the next one finds."""
+    return tmp_path_factory.mktemp("example")
+
+
+def test_a_busy_port_is_a_clear_error_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        demo = Demo(tmp_path, port)
+        code = demo.process.wait(START_SECONDS)
+
+    assert code == 1
+    assert f"Port {port} is in use by another program" in demo.printed
+    assert "Traceback" not in demo.printed
+    assert not (tmp_path / "db.sqlite3").exists()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http"])
+def test_what_is_no_port_is_a_clear_error(tmp_path: Path, port: str) -> None:
+    command = [sys.executable, "manage.py", "demo", "--port", port]
+
+    answer = subprocess.run(
+        command, cwd=EXAMPLE, env=environment(tmp_path), capture_output=True, text=True
+    )
+
+    assert answer.returncode == 2
+    assert f"'{port}' is no port" in answer.stderr
+
+
+def test_the_demo_runs_a_task_on_a_real_worker_and_stops_when_asked(folder: Path) -> None:
+    with running_demo(folder) as demo:
+        front_page = demo.log_in("operator")
+        run = demo.run("shop.tasks.add_vat", args=["10.50"], kwargs={"rate": 10})
+
+        def has_succeeded() -> bool:
+            rows = demo.rows(
+                "SELECT state FROM celery_admin_runner_taskrunrecord WHERE task_id = ?",
+                run["task_id"],
+            )
+            return rows == [("SUCCESS",)]
+
+        wait_until(has_succeeded, seconds=30, why="The run does not succeed")
+        demo.process.send_signal(signal.SIGTERM)
+        code = demo.process.wait(STOP_SECONDS)
+
+        assert "<strong>operator</strong>" in front_page
+        assert re.search(
+            r"admin / admin\n +operator / operator\n +auditor / auditor", demo.printed
+        )
+        assert demo.printed.endswith("Stopped.\n")
+        assert code == 0
+        assert demo.processes() == []
+
+
+def test_a_dead_worker_is_reported_with_the_end_of_its_log(folder: Path) -> None:
+    with running_demo(folder) as demo:
+        workers = [pid for pid in demo.processes() if b"worker" in command_of(pid)]
+        os.kill(min(workers), signal.SIGKILL)
+        code = demo.process.wait(STOP_SECONDS)
+
+        assert code == 1
+        assert "The worker process ended with code -9. The end of" in demo.printed
+        assert "ready." in demo.printed
+        assert demo.processes() == []
+
+
+def test_the_past_is_written_only_once(folder: Path) -> None:
+    query = "SELECT count(*) FROM celery_admin_runner_taskrunrecord WHERE worker = 'worker@shop'"
+    with running_demo(folder) as demo:
+        before = demo.rows(query)
+        demo.process.send_signal(signal.SIGINT)
+        code = demo.process.wait(STOP_SECONDS)
+
+    with running_demo(folder) as demo:
+        after = demo.rows(query)
+
+    assert code == 0
+    assert before == after
+    assert before > [(100,)]
+
+
+def command_of(pid: int) -> list[bytes]:
+    """Return the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
