@@ -197,7 +197,7 @@ _JSON_COLUMNS = _columns_of(JSONField)
 _TIME_COLUMNS = _columns_of(DateTimeField)
 
 
-class RunColumn(Field):
+class RunColumn(Field):  # type: ignore[misc]
     """A column of the export; ``column_name`` is the name in EXPORT_FIELDS."""
 
     def export(self, instance: TaskRunRecord, **kwargs: Any) -> Cell:
@@ -205,7 +205,7 @@ class RunColumn(Field):
         return cell_of(instance, self.column_name)
 
 
-class TaskRunRecordResource(ModelResource):
+class TaskRunRecordResource(ModelResource):  # type: ignore[misc]
     """Runs for django-import-export, in every format with the same cells as in CSV."""
 
     duration = RunColumn(column_name="duration", readonly=True)

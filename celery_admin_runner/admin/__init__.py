@@ -1,1 +1,10 @@
 """The pages: registered on the default admin site; other sites register the same classes."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+
+from celery_admin_runner.admin.runs import TaskRunRecordAdmin
+from celery_admin_runner.models import TaskRunRecord
+
+admin.site.register(TaskRunRecord, TaskRunRecordAdmin)

@@ -58,11 +58,11 @@ def user_text(run: TaskRunRecord) -> str:
     return str(Source(run.source).label) if run.source in Source else EMPTY
 
 
-def pretty_json(plain: Any) -> SafeString:
+def pretty_json(plain: Any) -> str:
     """Return plain JSON data indented, for people to read."""
     return preformatted(readable_text(plain, indent=2))
 
 
-def preformatted(text: str) -> str | SafeString:
+def preformatted(text: str) -> str:
     """Return a text with its lines as they are; nothing for no text."""
     return format_html('<pre class="run-text">{}</pre>', text) if text else EMPTY
