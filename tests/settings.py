@@ -77,5 +77,5 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
 CELERY_ADMIN_RUNNER = {
     "APP": "tests.celery_app:app",
     "RETENTION": timedelta(weeks=4),
-    "PRUNE_ON_STARTUP": False,
+    "PRUNE_ON_STARTUP": "TEST_PRUNE_ON_STARTUP" in os.environ,
 }
