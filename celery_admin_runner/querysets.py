@@ -17,12 +17,11 @@ from django.db.models.functions import RowNumber
 from celery_admin_runner.states import FAILED, FINISHED, UNFINISHED, State
 
 if TYPE_CHECKING:
-    from django.contrib.auth.base_user import AbstractBaseUser
-    from django.contrib.auth.models import AnonymousUser
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
 
     from celery_admin_runner.models import Lease, TaskRunRecord
 
-    AnyUser = AbstractBaseUser | AnonymousUser
+    AnyUser = AbstractUser | AnonymousUser
 
 #: What the task list shows of a task's last run.
 _LAST_RUN_FIELDS = ("task_name", "state", "created_at", "run_by_name", "source")
@@ -66,7 +65,7 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
 
     def visible_to(self, user: AnyUser) -> Self:
         """Runs that ``user`` may see: all with ``view_taskrunrecord``, else his or her own."""
-        if user.is_active and user.has_perm("celery_admin_runner.view_taskrunrecord"):  # type: ignore[union-attr]
+        if user.is_active and user.has_perm("celery_admin_runner.view_taskrunrecord"):
             return self
         return self.filter(run_by=user.pk) if user.pk is not None else self.none()
 

@@ -157,7 +157,7 @@ class TaskRunner:
     @cached_property
     def _group_names(self) -> frozenset[str]:
         """The names of the user's groups, asked for once."""
-        groups = Group.objects.filter(user=self.user and self.user.pk)
+        groups = Group.objects.filter(user__pk=getattr(self.user, "pk", None))
         return frozenset(groups.values_list("name", flat=True))
 
     def _permitted(self, task_name: str) -> TaskInfo:
