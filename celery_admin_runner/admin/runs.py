@@ -42,6 +42,10 @@ class RunChangeList(ChangeList):
         """Return the runs of the page's search and filters without their large columns."""
         return super().get_queryset(*args, **kwargs).defer(*LARGE_FIELDS)  # type: ignore[return-value]
 
+    def get_ordering_field(self, field_name: Any) -> Any:
+        """Return what a column sorts by: nothing for a column that no index serves."""
+        return super().get_ordering_field(field_name) if field_name in self.sortable_by else None
+
 
 class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: ignore[type-arg, misc]
     """Every run, for who has ``view_taskrunrecord``; else the runs that the user started."""
