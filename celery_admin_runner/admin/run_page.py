@@ -188,6 +188,8 @@ def has_content(name: str, run: TaskRunRecord) -> bool:
         return named_arguments(run) is not None
     if name in {"args_field", "kwargs_field"}:
         return named_arguments(run) is None
+    if name == "publish_error_field" and run.state == State.UNSENT:
+        return False  # The head of the page says it.
     if name == "result_field" and run.state == State.SUCCESS:
         return True
     if name == "progress_field" and run.progress_total is not None:
