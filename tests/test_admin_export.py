@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
-from django.db import connection
+from django.db import connection, connections
 from django.http import FileResponse
 from django.test import AsyncClient, Client, override_settings
 from django.test.utils import CaptureQueriesContext
@@ -386,7 +387,9 @@ def test_under_asgi_the_file_is_the_same() -> None:
         await client.aforce_login(user)
         response = await client.post(url(), form())
         assert response.is_async
-        return b"".join([part async for part in response])
+        whole = b"".join([part async for part in response])
+        await sync_to_async(connections.close_all)()
+        return whole
 
     text = asyncio.run(export()).decode()
 
