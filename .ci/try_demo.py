@@ -5,6 +5,7 @@ The command is a line of shell that ends in ``manage.py demo``; it is run in the
 Exits with a message if the demo does not come up, does not go down, or leaves a process.
 """
 
+import contextlib
 import http.cookiejar
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 START_SECONDS = 420
@@ -41,6 +43,15 @@ def wait_for_hello(process: subprocess.Popen, log: Path) -> str:
     raise SystemExit(f"The demo did not start:\n{log.read_text()}")
 
 
+def wait_for_end(log: Path) -> None:
+    """Return when the demo says that everything has stopped."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while "Stopped." not in log.read_text():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"The demo did not stop in order:\n{log.read_text()}")
+        time.sleep(0.2)
+
+
 def log_in(url: str, user: str) -> None:
     """Log in as one of the demo's users; the admin's front page must greet them."""
     cookies = http.cookiejar.CookieJar()
@@ -55,9 +66,9 @@ def log_in(url: str, user: str) -> None:
     opener.open(f"{url}celery_admin_runner/celerytask/", timeout=20).read()
 
 
-def processes_in(folder: Path) -> list[str]:
-    """Return the processes that work in the example project of ``folder``."""
-    found = []
+def processes_in(folder: Path) -> dict[int, str]:
+    """Return the ids and commands of the processes that work in ``folder``."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -65,9 +76,16 @@ def processes_in(folder: Path) -> list[str]:
                 command = (entry / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue  # It has ended, or is another user's.
-            if place.is_relative_to(folder / "example_project"):
-                found.append(f"{entry.name} {command}")
+            if place == folder:
+                found[int(entry.name)] = command
     return found
+
+
+def end_all(processes: Iterable[int]) -> None:
+    """Leave nothing behind, whatever went wrong."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def main(folder_name: str, command: str) -> None:
@@ -87,17 +105,14 @@ def main(folder_name: str, command: str) -> None:
         url = wait_for_hello(process, log)
         for user in ("admin", "operator", "auditor"):
             log_in(url, user)
+        # To the shell and the demo alike, as a terminal does.
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(STOP_SECONDS)
+        wait_for_end(log)
+        left = processes_in(folder / "example_project")
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    time.sleep(1)
-    if "Stopped." not in log.read_text():
-        raise SystemExit(f"The demo did not stop in order:\n{log.read_text()}")
-    left = processes_in(folder)
+        end_all([process.pid, *processes_in(folder / "example_project")])
     if left:
-        raise SystemExit("The demo left processes behind:\n" + "\n".join(left))
+        raise SystemExit(f"The demo left processes behind: {left}")
     print(log.read_text())
 
 
