@@ -60,6 +60,43 @@ def bind(signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return binding
 
 
+def arrange(signature: Signature, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the call that gives ``values`` to the parameters: the inverse of ``bind``.
+
+    Required parameters go by position, the others by name, unless only a position
+    will do; what then stands before them goes by position too, with its default.
+    """
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    last = _last_position(signature, values)
+    for index, parameter in enumerate(signature.parameters):
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            args.extend(values.get(parameter.name, ()))
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs.update(values.get(parameter.name, {}))
+        elif index <= last:
+            args.append(values.get(parameter.name, parameter.default))
+        elif parameter.name in values:
+            kwargs[parameter.name] = values[parameter.name]
+    return args, kwargs
+
+
+def _last_position(signature: Signature, values: Mapping[str, Any]) -> int:
+    """Return the index of the last parameter that goes by position, -1 if none does."""
+    last = -1
+    for index, parameter in enumerate(signature.parameters):
+        if parameter.is_required and parameter.name not in values:
+            return last
+        is_positional = parameter.kind in _POSITIONAL
+        is_position_only = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+        is_given = parameter.name in values
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and values.get(parameter.name):
+            last = index - 1
+        elif is_positional and is_given and (parameter.is_required or is_position_only):
+            last = index
+    return last
+
+
 def _bind_args(binding: Binding, signature: Signature, args: Sequence[Any]) -> None:
     positions = _positions(signature)
     for value in args:

@@ -144,6 +144,15 @@ def secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> se
     return texts
 
 
+def wire_of(parameter: Parameter, value: Any) -> Any:
+    """Return what is sent for one value, secrets too.
+
+    Raises pydantic's ValidationError, NotEncodable, and what validators raise.
+    """
+    argument = Argument(parameter=parameter, value=value, place=(parameter.name,))
+    return revealed(_tree(argument, None))
+
+
 def _call(arguments: Sequence[Argument], trees: Sequence[Any]) -> Call:
     """Build the call of arguments that were checked; raises InvalidCall if it is too large."""
     positional = [
@@ -196,13 +205,16 @@ def _checked(task: Task, argument: Argument, user: AnyUser | None) -> Any:
 def _tree(argument: Argument, context: NamedObjects | None) -> Any:
     """Return the validated argument as a wire tree that validates to itself.
 
-    Defaults inside of models are sent too, unless they are not valid themselves.
+    Defaults inside of models are sent too, unless they are not valid themselves, or
+    others each time (a new UUID): then what was confirmed would not be what is sent.
     """
     adapter = argument.parameter.adapter
     validated = _validated(adapter, argument.value, context)
+    again = _validated(adapter, argument.value, None)
     for only_set in (False, True):
         tree = to_wire(validated, only_set=only_set)
-        if _is_stable(adapter, tree, only_set=only_set):
+        is_repeated = same(revealed(to_wire(again, only_set=only_set)), revealed(tree))
+        if is_repeated and _is_stable(adapter, tree, only_set=only_set):
             is_named_secret = is_secret_name(argument.parameter.name) or is_secret_name(
                 argument.key
             )

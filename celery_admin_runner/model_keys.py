@@ -66,7 +66,7 @@ class ModelKey:
         if pk is None or isinstance(value, bool) or "\x00" in str(pk):
             raise PydanticCustomError(
                 "primary_key",
-                "This is no primary key of {name}.",  # type: ignore[arg-type]
+                "This is no primary key of {name}.",
                 {"name": str(self.model._meta.verbose_name)},
             )
         return pk
@@ -108,7 +108,7 @@ def may_view(model: type[models.Model], user: AnyUser) -> bool:
     names = (
         f"{opts.app_label}.{get_permission_codename(verb, opts)}" for verb in ("view", "change")
     )
-    return any(user.has_perm(name) for name in names)  # type: ignore[union-attr]
+    return any(user.has_perm(name) for name in names)
 
 
 def with_model_keys(parameter: Parameter) -> Parameter:

@@ -80,6 +80,16 @@ class Parameter:
         return self.default is not inspect.Parameter.empty and self.default is not Default.COMPUTED
 
     @property
+    def collected(self) -> Parameter:
+        """The list or dict that ``*args`` or ``**kwargs`` collects; else the parameter itself."""
+        one: Any = self.annotation
+        if self.kind is inspect.Parameter.VAR_POSITIONAL:
+            return dataclasses.replace(self, annotation=list[one])
+        if self.kind is inspect.Parameter.VAR_KEYWORD:
+            return dataclasses.replace(self, annotation=dict[str, one])
+        return self
+
+    @property
     def annotation_text(self) -> str:
         """The annotation for people, or "" where there is none."""
         return annotation_text(self.annotation) if self.has_annotation else ""
