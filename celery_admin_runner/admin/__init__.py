@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.contrib import admin
 
 from celery_admin_runner.admin.runs import TaskRunRecordAdmin
-from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.admin.tasks import CeleryTaskAdmin
+from celery_admin_runner.models import CeleryTask, TaskRunRecord
 
+admin.site.register(CeleryTask, CeleryTaskAdmin)
 admin.site.register(TaskRunRecord, TaskRunRecordAdmin)

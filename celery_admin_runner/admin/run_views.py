@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from django import forms
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin
 from django.core.exceptions import PermissionDenied
@@ -18,7 +19,7 @@ from django.utils.crypto import constant_time_compare, salted_hmac
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from celery_admin_runner.admin import links
+from celery_admin_runner.admin import display, links
 from celery_admin_runner.admin.sheets import Preview, Sheet
 from celery_admin_runner.exceptions import InvalidArguments, TaskNotRunnable
 from celery_admin_runner.forms.run import RunForm, initial_from_query, initial_from_run
@@ -36,6 +37,26 @@ TASK = "task"
 MAX_SELECTED = 50
 #: How many runs of the task are shown beside its form.
 RECENT_RUNS = 10
+#: What is read of them.
+RECENT_FIELDS = (
+    *("task_name", "label", "state", "created_at", "started_at", "finished_at"),
+    *("run_by", "run_by_name", "source"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentRun:
+    """An earlier run of the task, as text."""
+
+    pk: int
+    #: None if the user can't see its page.
+    url: str | None
+    state: str
+    label: str
+    created: str
+    by: str
+    #: "" until it has ended.
+    duration: str
 
 
 class RunPage:
@@ -73,6 +94,10 @@ class RunPage:
     def context(self) -> dict[str, Any]:
         """Return what else the template needs."""
         return {"title": _("Run selected tasks"), "original": _("Run selected tasks")}
+
+    def address(self) -> str:
+        """Return the address to which the forms are sent."""
+        return links.run_selected_url(self.admin_site)
 
     def target(self, runs: Sequence[TaskRunRecord]) -> str:
         """Return the address to go to when the tasks were started."""
@@ -153,7 +178,9 @@ class RunPage:
     def _render(
         self, sheets: Sequence[Sheet], *, previews: Sequence[Preview] = (), digest: str = ""
     ) -> HttpResponse:
-        media = self.model_admin.media
+        # Where it is confirmed, secrets are typed again: so they never stand in a page.
+        hidden = [sheet.hide_secrets() for sheet in sheets if digest]
+        media = self.model_admin.media + forms.Media(js=["celery_admin_runner/tasks.js"])
         for sheet in sheets:
             if sheet.form is not None:
                 media += sheet.form.media
@@ -172,9 +199,11 @@ class RunPage:
                 "errors": any(sheet.form is not None and sheet.form.errors for sheet in sheets),
                 "previews": previews,
                 "digest": digest,
-                "has_secrets": any(preview.has_secrets for preview in previews),
-                "confirmed_name": CONFIRMED,
-                "task_name": TASK,
+                "must_retype": any(hidden),
+                "confirmed_field": CONFIRMED,
+                "task_field": TASK,
+                "list_url": links.task_list_url(self.admin_site),
+                "form_url": self.address(),
                 **self.context(),
             },
         )
@@ -212,24 +241,35 @@ class RunTaskPage(RunPage):
         return initial_from_run(run, signature)
 
     def context(self) -> dict[str, Any]:
-        """Return the task and its recent runs."""
+        """Return the task, its recent runs, and why it can't be run."""
+        runs = self.visible_runs.of_task(self.task.info.name).only(*RECENT_FIELDS)
         return {
             "title": self.task.info.name,
             "original": self.task,
             "is_single": True,
-            "recent_runs": [
-                (run, links.record_url(self.admin_site, self.request, run))
-                for run in self.visible_runs.of_task(self.task.info.name).only(
-                    "task_name", "label", "state", "created_at", "run_by", "run_by_name", "source",
-                    "started_at", "finished_at",
-                )[:RECENT_RUNS]
-            ],
-        }  # fmt: skip
+            "refusal": _refusal(self.task),
+            "recent_runs": [self._recent(run) for run in runs[:RECENT_RUNS]],
+        }
+
+    def address(self) -> str:
+        """Return the address of this page, without what it was filled in with."""
+        return links.run_page_url(self.admin_site, self.task.info.name)
 
     def target(self, runs: Sequence[TaskRunRecord]) -> str:
         """Return the address of the run's page, else of the list."""
         page = links.record_url(self.admin_site, self.request, runs[0])
         return page or links.task_list_url(self.admin_site)
+
+    def _recent(self, run: TaskRunRecord) -> RecentRun:
+        return RecentRun(
+            pk=run.pk,
+            url=links.record_url(self.admin_site, self.request, run),
+            state=display.state_badge(run.state),
+            label=run.label,
+            created=display.time_text(run.created_at),
+            by=display.user_text(run),
+            duration="" if run.duration is None else display.duration_text(run.duration),
+        )
 
     def _run_to_retry(self, key: str) -> TaskRunRecord | None:
         """Return a run of this task that the user may see, or None."""
@@ -248,3 +288,10 @@ def _digest(previews: Sequence[Preview]) -> str:
     """Return what only this server can make of exactly these calls."""
     text = json.dumps([asdict(preview) for preview in previews])
     return salted_hmac("celery_admin_runner.confirm", text, algorithm="sha256").hexdigest()
+
+
+def _refusal(task: CeleryTask) -> str:
+    """Return why the user can't run the task."""
+    if not task.info.is_runnable:
+        return _("This task is not runnable: the settings do not allow it, or it is Celery's own.")
+    return _("You are not allowed to run this task.")

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from celery_admin_runner.calls import signature_of
 from celery_admin_runner.encoding import readable_text, to_plain
-from celery_admin_runner.forms.run import RunForm
+from celery_admin_runner.forms.run import TYPED, RunForm
 from celery_admin_runner.models import CeleryTask, TaskRunRecord
 from celery_admin_runner.parameters import Signature
 from celery_admin_runner.registry import TaskInfo, get_task
@@ -33,7 +33,6 @@ class Preview:
     kwargs: str
     options: str
     reason: str
-    has_secrets: bool
 
 
 class Sheet:
@@ -93,7 +92,6 @@ class Sheet:
             kwargs=readable_text(call.stored_kwargs, indent=2),
             options=readable_text(to_plain(options), indent=2) if options else "",
             reason=given.get("reason", ""),
-            has_secrets=call.has_secrets,
         )
 
     def start(self, runner: TaskRunner) -> TaskRunRecord:
@@ -103,6 +101,14 @@ class Sheet:
     def refuse(self, errors: Mapping[str, Sequence[str]]) -> None:
         """Show at the form what the runner refused."""
         self._form.add_errors({name: list(texts) for name, texts in errors.items()})
+
+    def hide_secrets(self) -> bool:
+        """Leave the fields of secrets empty on the page; tell whether there are any."""
+        widgets = [field.widget for field in self._form.parameters.fields.values()]
+        secret = [widget for widget in widgets if isinstance(widget, forms.PasswordInput)]
+        for widget in secret:
+            widget.render_value = False
+        return bool(secret) and self._form.mode == TYPED
 
     @property
     def _form(self) -> RunForm:
