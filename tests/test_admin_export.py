@@ -21,6 +21,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import translation
+from import_export.formats.base_formats import CSV as CSVFormat
 from import_export.signals import post_export
 
 from celery_admin_runner.export import EXPORT_FIELDS
@@ -32,6 +33,13 @@ pytestmark = pytest.mark.django_db
 
 LIST = "changelist"
 CSV, TSV, JSON, HTML = range(4)
+
+
+class BrokenFormat(CSVFormat):
+    """A format that can't be written."""
+
+    def export_data(self, dataset: Any, **kwargs: Any) -> str:
+        raise ValueError("No table can hold this.")
 
 
 def url(view: str = "export", **query: object) -> str:
@@ -189,6 +197,13 @@ def test_html_of_a_run_is_escaped_on_the_page(auditor: Client) -> None:
 
     assert "<script>x" not in page
     assert "&lt;script&gt;x" in page
+
+
+@override_settings(EXPORT_FORMATS=[CSVFormat, BrokenFormat])
+def test_a_format_that_can_not_hold_the_runs_says_so(auditor: Client) -> None:
+    response = auditor.post(url(), form(file_format=1))
+
+    assert "No table can hold this." in response.content.decode()
 
 
 # The action

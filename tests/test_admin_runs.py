@@ -27,6 +27,7 @@ from celery_admin_runner.admin.runs import TaskRunRecordAdmin
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
 from tests.factories import make_run, make_runs, make_superuser, make_user
+from tests.test_runner import broker_away
 
 pytestmark = pytest.mark.django_db
 
@@ -499,6 +500,12 @@ def test_arguments_have_the_names_of_their_parameters() -> None:
     assert named_arguments(run) == {"a": 1, "b": 3}
 
 
+def test_further_positional_arguments_have_one_name() -> None:
+    run = TaskRunRecord(task_name="celery.accumulate", args=[1, 2], kwargs={"x": 3})
+
+    assert named_arguments(run) == {"*args": [1, 2], "x": 3}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -661,6 +668,28 @@ def test_a_run_that_was_sent_is_not_sent_again(operator: User, state: State) -> 
     assert 'class="error"' in response.content.decode()
     run.refresh_from_db()
     assert run.state == state
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_broker_that_still_does_not_take_the_run_is_told_of() -> None:
+    user = make_user("run_celerytask")
+    run = make_run(run_by=user, state=State.UNSENT, args=[1])
+
+    with broker_away():
+        response = client_of(user).post(url("send_again", run.pk), follow=True)
+
+    assert "The broker still does not take this run" in response.content.decode()
+    run.refresh_from_db()
+    assert run.state == State.UNSENT
+    assert run.publish_error
+    assert LogEntry.objects.count() == 0
+
+
+def test_who_may_not_run_tasks_any_more_can_not_send_again() -> None:
+    user = make_user()
+    run = make_run(state=State.UNSENT, run_by=user)
+
+    assert client_of(user).post(url("send_again", run.pk)).status_code == 403
 
 
 def test_who_may_only_view_can_not_send_again(auditor: Client) -> None:

@@ -156,8 +156,6 @@ class RunExportMixin(ExportActionMixin):  # type: ignore[misc]
         "Select all" goes there with the list's filter in the address: no run is
         named, so the request is small however many they are.
         """
-        if not self.has_export_permission(request):
-            raise PermissionDenied
         if self.is_skip_export_form_from_action_enabled():
             return self._do_file_export(self.get_export_formats()[0](), request, queryset)
         if request.POST.get("select_across") == "1":
@@ -246,13 +244,14 @@ class RunExportMixin(ExportActionMixin):  # type: ignore[misc]
             **self.admin_site.each_context(request),
             **self.get_export_context_data(),
             "title": _("Export"),
+            "original": _("Export"),
+            "has_view_permission": True,
             "opts": self.opts,
             "form": form,
             "media": self.media + form.media,
             "selected": len(selection),
             "filter": _filter_text(request),
             "export_url": self._export_url(request),
-            "list_url": self._list_url(),
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(request, self.export_template_name, context)

@@ -100,7 +100,7 @@ class TypedFilter(ListFilter):
         """Show the filter always."""
         return True
 
-    def expected_parameters(self) -> list[str | None]:
+    def expected_parameters(self) -> list[str]:  # type: ignore[override]
         """Return the names in the address."""
         return list(self.parameters)
 
@@ -128,7 +128,7 @@ class TypedFilter(ListFilter):
         for label, values in ((_("All"), {}), *self.links()):
             yield {
                 "selected": self.used_parameters == values,
-                "query_string": changelist.get_query_string(values, self.parameters),
+                "query_string": changelist.get_query_string(values, self.expected_parameters()),
                 "display": label,
             }
 

@@ -44,7 +44,8 @@ class RunChangeList(ChangeList):
 
     def get_ordering_field(self, field_name: Any) -> Any:
         """Return what a column sorts by: nothing for a column that no index serves."""
-        return super().get_ordering_field(field_name) if field_name in self.sortable_by else None
+        sortable = self.sortable_by is None or field_name in self.sortable_by
+        return super().get_ordering_field(field_name) if sortable else None
 
 
 class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: ignore[type-arg, misc]
