@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +28,30 @@ START_SECONDS = 90
 STOP_SECONDS = 30
 #: What the tests set for themselves, and a user of the example has not set.
 FOREIGN = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+
+JOURNAL = "celery_admin_runner_taskrunrecord"
+#: Arguments for the shop's tasks, as JSON.
+CALLS: dict[str, list[object]] = {
+    "add_vat": ["10.50", 10],
+    "call_webhook": ["https://example.com/hook", {"a": 1}],
+    "check_warehouse_link": ["linz", 1],
+    "clear_expired_sessions": [],
+    "close_month": [2026, 10],
+    "count_orders_by_weekday": [],
+    "export_orders": ["2026-01-01", "2026-12-31", ["id", "total"], "json"],
+    "legacy_report": ["sales", "intro", {"pages": 3}],
+    "print_label": [
+        {"name": "Ida", "street": "Gasse 1", "postcode": "1010", "city": "Wien"},
+        "12345678-1234-5678-1234-567812345678",
+    ],
+    "rebuild_search_index": [2, 0.1],
+    "reconcile_payments": ["2026-11-01"],
+    "remind_unpaid_orders": ["P3D", "2026-11-01T12:00:00Z"],
+    "restock_products": [[1, 2], 5, ["graz", "linz"]],
+    "rotate_api_key": ["bank", "a new secret key"],
+    "send_newsletter": [{"subject": "Tea", "body": "New!", "reply_to": "a@example.com"}, 3],
+    "sync_stock": ["graz", "2026-01-02", True],
+}
 
 
 class Demo:
@@ -163,29 +188,46 @@ def test_what_is_no_port_is_a_clear_error(tmp_path: Path, port: str) -> None:
     assert f"'{port}' is no port" in answer.stderr
 
 
-def test_the_demo_runs_a_task_on_a_real_worker_and_stops_when_asked(folder: Path) -> None:
+def test_the_demo_runs_each_task_on_a_real_worker_and_stops_when_asked(folder: Path) -> None:
     with running_demo(folder) as demo:
-        front_page = demo.log_in("operator")
-        run = demo.run("shop.tasks.add_vat", args=["10.50"], kwargs={"rate": 10})
+        front_page = demo.log_in("admin")
+        [(order, customer)] = demo.rows("SELECT max(id), max(customer_id) FROM shop_order")
+        calls = {**CALLS, "refund_order": [order, "0.50"], "email_customer": [customer, "Tea"]}
+        runs = {
+            name: demo.run(f"shop.tasks.{name}", args=args, reason="To try it")
+            for name, args in calls.items()
+        }
 
-        def has_succeeded() -> bool:
-            rows = demo.rows(
-                "SELECT state FROM celery_admin_runner_taskrunrecord WHERE task_id = ?",
-                run["task_id"],
-            )
-            return rows == [("SUCCESS",)]
+        def states() -> dict[str, str]:
+            rows = dict(demo.rows(f"SELECT task_id, state FROM {JOURNAL}"))
+            return {name: str(rows[run["task_id"]]) for name, run in runs.items()}
 
-        wait_until(has_succeeded, seconds=30, why="The run does not succeed")
+        wait_until(
+            lambda: set(states().values()) <= {"SUCCESS", "FAILURE"},
+            seconds=60,
+            why="The runs do not end",
+        )
+        ended = states()
         demo.process.send_signal(signal.SIGTERM)
         code = demo.process.wait(STOP_SECONDS)
 
-        assert "<strong>operator</strong>" in front_page
-        assert re.search(
-            r"admin / admin\n +operator / operator\n +auditor / auditor", demo.printed
-        )
+        assert "<strong>admin</strong>" in front_page
+        assert ended == dict.fromkeys(calls, "SUCCESS") | {"reconcile_payments": "FAILURE"}
+        assert re.search(r"admin / admin\n +operator / operator\n +auditor / a", demo.printed)
         assert demo.printed.endswith("Stopped.\n")
         assert code == 0
         assert demo.processes() == []
+
+
+def test_an_operator_may_not_run_what_asks_for_more(folder: Path) -> None:
+    with running_demo(folder) as demo:
+        demo.log_in("operator")
+
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            demo.run("shop.tasks.rotate_api_key", args=["bank", "a new secret key"])
+
+        refused.value.close()
+        assert refused.value.code == 403
 
 
 def test_a_dead_worker_is_reported_with_the_end_of_its_log(folder: Path) -> None:
@@ -201,7 +243,7 @@ def test_a_dead_worker_is_reported_with_the_end_of_its_log(folder: Path) -> None
 
 
 def test_the_past_is_written_only_once(folder: Path) -> None:
-    query = "SELECT count(*) FROM celery_admin_runner_taskrunrecord WHERE worker = 'worker@shop'"
+    query = f"SELECT count(*) FROM {JOURNAL} WHERE worker = 'worker@shop'"
     with running_demo(folder) as demo:
         before = demo.rows(query)
         demo.process.send_signal(signal.SIGINT)

@@ -118,7 +118,8 @@ def close_month(
     """
     orders = Order.objects.filter(placed_at__year=year, placed_at__month=month)
     figures = orders.aggregate(orders=Count("pk"), turnover=Sum("total"))
-    return {"orders": figures["orders"], "turnover": str(figures["turnover"] or 0)}
+    turnover = Decimal(figures["turnover"] or 0).quantize(CENT)
+    return {"orders": figures["orders"], "turnover": str(turnover)}
 
 
 @shared_task

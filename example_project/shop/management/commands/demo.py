@@ -20,7 +20,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from config.celery import app
-from shop import seed
+from shop import past, seed
 from shop.processes import Child, stop_all
 
 HOST = "127.0.0.1"
@@ -62,7 +62,7 @@ class Command(BaseCommand):
         now = timezone.now()
         seed.make_users()
         seed.fill_shop(now)
-        seed.make_past_runs(now)
+        past.make_past_runs(now)
 
     @contextlib.contextmanager
     def _running(self, port: int) -> Iterator[tuple[Child, Child]]:
