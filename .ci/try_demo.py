@@ -1,12 +1,14 @@
-"""Start the demo as a user would, log in, and stop it with a signal.
+"""Start the demo as a user would, log in, run a task, and stop it with a signal.
 
 Usage: try_demo.py FOLDER COMMAND
 The command is a line of shell that ends in ``manage.py demo``; it is run in the folder.
-Exits with a message if the demo does not come up, does not go down, or leaves a process.
+Exits with a message if the demo does not come up, a run does not succeed, the demo does
+not go down, or leaves a process.
 """
 
 import contextlib
 import http.cookiejar
+import json
 import os
 import re
 import signal
@@ -20,6 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 START_SECONDS = 420
+RUN_SECONDS = 30
 STOP_SECONDS = 40
 
 
@@ -52,8 +55,11 @@ def wait_for_end(log: Path) -> None:
         time.sleep(0.2)
 
 
-def log_in(url: str, user: str) -> None:
-    """Log in as one of the demo's users; the admin's front page must greet them."""
+def log_in(url: str, user: str) -> urllib.request.OpenerDirector:
+    """Log in as one of the demo's users; the admin's front page must greet them.
+
+    Returns what opens pages as that user.
+    """
     cookies = http.cookiejar.CookieJar()
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
     opener.open(f"{url}login/", timeout=20).read()
@@ -64,6 +70,25 @@ def log_in(url: str, user: str) -> None:
     if f"<strong>{user}</strong>" not in text:
         raise SystemExit(f"{user} could not log in:\n{text}")
     opener.open(f"{url}celery_admin_runner/celerytask/", timeout=20).read()
+    token = next(cookie.value for cookie in cookies if cookie.name == "csrftoken")
+    opener.addheaders.append(("X-CSRFToken", token))
+    return opener
+
+
+def run_task(url: str, opener: urllib.request.OpenerDirector) -> None:
+    """Run a task, and wait until its page says that it has succeeded."""
+    request = urllib.request.Request(
+        f"{url}celery_admin_runner/celerytask/shop.tasks.add_vat/run/",
+        b'{"args": ["10.50"]}',
+        {"Content-Type": "application/json"},
+    )
+    run = json.load(opener.open(request, timeout=20))
+    page = urllib.parse.urljoin(url, run["url"])
+    deadline = time.monotonic() + RUN_SECONDS
+    while "Succeeded" not in opener.open(page, timeout=20).read().decode():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"The run did not succeed: {run}")
+        time.sleep(0.2)
 
 
 def processes_in(folder: Path) -> dict[int, str]:
@@ -104,7 +129,9 @@ def main(folder_name: str, command: str) -> None:
     try:
         url = wait_for_hello(process, log)
         for user in ("admin", "operator", "auditor"):
-            log_in(url, user)
+            opener = log_in(url, user)
+            if user != "auditor":
+                run_task(url, opener)
         # To the shell and the demo alike, as a terminal does.
         os.killpg(process.pid, signal.SIGTERM)
         wait_for_end(log)
