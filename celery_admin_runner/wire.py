@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -64,11 +64,11 @@ def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
         return _mapping(_dataclass_items(value), below)
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return _mapping(value._asdict(), below)
-    if isinstance(value, set | frozenset):
+    if isinstance(value, Set):
         return _set(value, below)
     if isinstance(value, str | bytes | bytearray | memoryview):
         return str.__str__(value) if isinstance(value, str) else bytes(value)
-    if isinstance(value, Iterable):
+    if isinstance(value, Sequence | Iterator | ValuesView):
         return [below(item) for item in value]
     return _leaf(value)
 
@@ -129,7 +129,7 @@ def _dataclass_items(value: Any) -> dict[str, Any]:
 def _set(value: Iterable[Any], below: Callable[[Any], Any]) -> Any:
     items = [below(item) for item in value]
     try:
-        return type(value)(items)  # type: ignore[call-arg]
+        return frozenset(items) if isinstance(value, frozenset) else set(items)
     except TypeError as error:
         raise NotEncodable("A set can hold texts, numbers and dates only.") from error
 
