@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -40,7 +41,7 @@ def has_mask(value: Any) -> bool:
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """Yield each text and number in ``value`` as it would stand in a message."""
+    """Yield each text and number in ``value`` in the forms in which messages hold it."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from texts_of(item)
@@ -49,6 +50,8 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
     elif value is not None and not isinstance(value, bool) and str(value):
         yield str(value)
+        # Messages often hold the repr of a text, and its JSON: "\n", quotes, umlauts.
+        yield from {repr(str(value))[1:-1], json.dumps(str(value))[1:-1]} - {str(value)}
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,10 @@ from celery_admin_runner.states import FINISHED, UNFINISHED, State
 
 #: How many runs one transaction deletes, unless another number is asked for.
 BATCH_SIZE = 5000
+#: Pause after each batch where one writer holds the whole database. SQLite knocks every
+#: 0.1 s at most: without a pause this long a waiting writer would find it locked until it
+#: gives up.
+BREATH_SECONDS = 0.11
 #: The lease whose row a batch locks, so that of several prunes one deletes at a time.
 TURN = "prune, a batch at a time"
 #: The tables of this app have no rows of others below them.
@@ -97,6 +102,8 @@ def delete(selection: Selection, keys: Iterable[list[int]]) -> Iterator[int]:
             leases.filter(name=TURN).update(holder=None)
             number = sum(_delete_some(runs, chunk) for chunk in _chunks(pks, runs.db))
         yield number
+        if not connections[runs.db].features.has_select_for_update:
+            time.sleep(BREATH_SECONDS)
 
 
 def _parts(selection: Selection) -> Iterator[TaskRunRecordQuerySet]:
@@ -155,7 +162,7 @@ def _delete_some(runs: TaskRunRecordQuerySet, pks: list[int]) -> int:
     """
     features = connections[runs.db].features
     locked = runs.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-    pks = list(locked.filter(pk__in=pks).values_list("pk", flat=True))
+    pks = list(locked.filter(pk__in=pks).order_by("pk").values_list("pk", flat=True))
     if not pks:
         return 0
     for relation in _relations():

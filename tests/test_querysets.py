@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.db import IntegrityError, connections, transaction
+from django.utils import timezone
+
+from celery_admin_runner.models import Lease, TaskRunRecord
+from celery_admin_runner.states import FINISHED, UNFINISHED, State
+from tests.factories import make_run, make_superuser, make_user
+
+runs = TaskRunRecord.objects
+
+
+@pytest.mark.django_db
+def test_a_transition_moves_a_run_and_writes_its_fields():
+    run = make_run(state=State.PENDING)
+
+    moved = runs.filter(pk=run.pk).transition(
+        sources=[State.PENDING], target=State.STARTED, worker="celery@here"
+    )
+
+    run.refresh_from_db()
+    assert moved == 1
+    assert (run.state, run.worker) == (State.STARTED, "celery@here")
+
+
+@pytest.mark.django_db
+def test_a_transition_leaves_a_run_in_another_state_alone():
+    run = make_run(state=State.SUCCESS)
+
+    moved = runs.filter(pk=run.pk).transition(
+        sources=UNFINISHED, target=State.STARTED, worker="celery@here"
+    )
+
+    run.refresh_from_db()
+    assert moved == 0
+    assert (run.state, run.worker) == (State.SUCCESS, "")
+
+
+@pytest.mark.django_db
+def test_a_run_that_ends_gives_up_its_unique_key():
+    run = make_run(state=State.STARTED, unique_key="key", active_key="key")
+
+    runs.filter(pk=run.pk).transition(
+        sources=[State.STARTED], target=State.FAILURE, finished_at=timezone.now()
+    )
+
+    run.refresh_from_db()
+    assert run.active_key is None
+    assert make_run(state=State.PENDING, active_key="key").pk
+
+
+@pytest.mark.django_db
+def test_a_transition_is_one_statement(django_assert_num_queries):
+    make_run(state=State.PENDING)
+
+    with django_assert_num_queries(1):
+        runs.transition(sources=[State.PENDING], target=State.STARTED)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_callers_at_once_one_moves_a_run():
+    make_run(state=State.PENDING)
+
+    def move(number):
+        try:
+            return runs.transition(
+                sources=[State.PENDING], target=State.STARTED, worker=f"worker {number}"
+            )
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(8) as pool:
+        moved = list(pool.map(move, range(8)))
+
+    assert sorted(moved) == [0] * 7 + [1]
+    assert runs.get().worker == f"worker {moved.index(1)}"
+
+
+@pytest.mark.django_db
+def test_a_finished_run_without_its_time_is_refused_by_the_database():
+    run = make_run(state=State.STARTED)
+
+    with pytest.raises(IntegrityError), transaction.atomic():
+        runs.filter(pk=run.pk).transition(sources=[State.STARTED], target=State.SUCCESS)
+
+
+@pytest.mark.django_db
+def test_runs_are_finished_or_unfinished():
+    for state in State:
+        make_run(state=state)
+
+    assert {run.state for run in runs.finished()} == FINISHED
+    assert {run.state for run in runs.unfinished()} == UNFINISHED
+
+
+@pytest.mark.django_db
+def test_a_user_without_the_permission_sees_his_or_her_own_runs():
+    user = make_user()
+    own = make_run(run_by=user)
+    make_run(run_by=make_user())
+    make_run()
+
+    assert list(runs.visible_to(user)) == [own]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "make", [lambda: make_user("view_taskrunrecord"), make_superuser], ids=["auditor", "superuser"]
+)
+def test_a_user_with_the_permission_sees_every_run(make):
+    make_run()
+    make_run(run_by=make_user())
+
+    assert runs.visible_to(make()).count() == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "make",
+    [AnonymousUser, lambda: make_user("view_taskrunrecord", is_active=False)],
+    ids=["anonymous", "inactive"],
+)
+def test_others_see_no_run(make):
+    make_run()
+
+    assert not runs.visible_to(make()).exists()
+
+
+@pytest.mark.django_db
+def test_old_is_what_ended_before_the_moment_and_has_ended():
+    moment = timezone.now() - timedelta(days=1)
+    old = make_run(finished_at=moment - timedelta(microseconds=1))
+    make_run(finished_at=moment)
+    make_run(state=State.STARTED, finished_at=moment - timedelta(days=9))
+
+    assert list(runs.older_than(moment)) == [old]
+
+
+def take(now, *, days=1, name="work"):
+    return Lease.objects.take(name, holder=uuid4(), now=now, until=now + timedelta(days=days))
+
+
+@pytest.mark.django_db
+def test_a_lease_is_taken_once_until_it_runs_out():
+    now = timezone.now()
+
+    answers = [
+        take(now),
+        take(now),
+        take(now + timedelta(hours=23)),
+        take(now + timedelta(days=1)),
+    ]
+
+    assert answers == [True, False, False, True]
+
+
+@pytest.mark.django_db
+def test_leases_of_other_names_are_free():
+    now = timezone.now()
+
+    assert take(now)
+    assert take(now, name="other work")
+
+
+@pytest.mark.django_db
+def test_a_lease_knows_its_holder():
+    now, holder = timezone.now(), uuid4()
+
+    Lease.objects.take("work", holder=holder, now=now, until=now + timedelta(days=1))
+
+    assert Lease.objects.get(pk="work").holder == holder
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_callers_at_once_one_takes_a_lease():
+    now = timezone.now()
+
+    def compete(_):
+        try:
+            return take(now)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(compete, range(8)))
+
+    assert sorted(answers) == [False] * 7 + [True]
