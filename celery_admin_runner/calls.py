@@ -183,7 +183,8 @@ def _checked(task: Task, argument: Argument, user: AnyUser | None) -> Any:
     objects = NamedObjects()
     try:
         tree = _tree(argument, objects)
-        to_plain(revealed(tree))
+        # In a list, as the row holds it: that is one level more.
+        to_plain([revealed(tree)])
         _refuse_changes(task, argument, tree)
     except ValidationError as error:
         raise InvalidCall(_messages(argument, error)) from error
