@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, NewType, NotRequired, Required, Unio
 from annotated_types import GroupedMetadata
 from pydantic import Secret, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
+from typing_extensions import TypedDict
 
 _UNIONS = (Union, types.UnionType)
 _UNION: Any = Union
@@ -55,7 +57,9 @@ def shape_of(annotation: Any) -> Shape:
     base, metadata = _unwrapped(annotation)
     arms = typing.get_args(base) if typing.get_origin(base) in _UNIONS else ()
     if type(None) not in arms:
-        return Shape(base=base, metadata=metadata, is_optional=base in (None, type(None)))
+        is_none = base in (None, type(None))
+        has_none = typing.get_origin(base) is Literal and None in typing.get_args(base)
+        return Shape(base=base, metadata=metadata, is_optional=is_none or has_none)
     inner, more = _unwrapped(union_of(arm for arm in arms if arm is not type(None)))
     return Shape(base=inner, metadata=(*more, *metadata), is_optional=True)
 
@@ -154,3 +158,31 @@ def replaced(annotation: Any, replace: Callable[[Any], Any]) -> Any:
         return replace(annotation)
     new = tuple(item if item is Ellipsis else replaced(item, replace) for item in arguments)
     return annotation if new == arguments else origin[new]
+
+
+def with_known_dicts(annotation: Any) -> Any:
+    """Return ``annotation`` with each TypedDict as one that pydantic knows.
+
+    pydantic 2.14: before Python 3.12 it takes those of typing_extensions only.
+    """
+    return replaced(annotation, _known_dict) if sys.version_info < (3, 12) else annotation
+
+
+def _known_dict(annotation: Any) -> Any:
+    if not typing.is_typeddict(annotation) or type(annotation).__module__ != "typing":
+        return annotation
+    required = annotation.__required_keys__
+    fields = {
+        name: (Required if name in required else NotRequired)[
+            with_known_dicts(without_qualifier(hint))
+        ]
+        for name, hint in typing.get_type_hints(annotation, include_extras=True).items()
+    }
+    make: Any = TypedDict
+    return make(annotation.__name__, fields)
+
+
+def without_qualifier(hint: Any) -> Any:
+    """Return a field's type without Required or NotRequired around it."""
+    is_marked = typing.get_origin(hint) in (Required, NotRequired)
+    return typing.get_args(hint)[0] if is_marked else hint

@@ -50,13 +50,16 @@ class ModelKey:
 
     def _validated(self, value: Any, info: core_schema.ValidationInfo) -> Any:
         """Return the primary key, and note it for ``missing_objects``."""
-        pk = self._primary_key(value)
+        pk = self.primary_key(value)
         if isinstance(info.context, NamedObjects):
             info.context.keys.append((self.model, pk))
         return pk
 
-    def _primary_key(self, value: Any) -> Any:
-        """Return ``value``, an instance or a primary key, as the key has to be."""
+    def primary_key(self, value: Any) -> Any:
+        """Return ``value``, an instance or a primary key, as the key has to be.
+
+        Raises PydanticCustomError.
+        """
         key = self.model._meta.pk
         try:
             pk = key.to_python(value.pk if isinstance(value, self.model) else value)

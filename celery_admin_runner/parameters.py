@@ -16,6 +16,7 @@ from pydantic import AliasChoices, BaseModel, PydanticUserError, RootModel, Type
 from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from typing_extensions import is_typeddict
 
 from celery_admin_runner.annotations import (
     annotation_text,
@@ -23,6 +24,8 @@ from celery_admin_runner.annotations import (
     is_secret_type,
     shape_of,
     union_of,
+    with_known_dicts,
+    without_qualifier,
 )
 
 #: What goes wrong when annotations, which are code, are read.
@@ -169,7 +172,10 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         problem = f"The signature of the task can't be read: {error}."
         return Signature(_OPEN, summary, description, problem)
     try:
-        hints = typing.get_type_hints(code, include_extras=True)
+        hints = {
+            name: with_known_dicts(hint)
+            for name, hint in typing.get_type_hints(code, include_extras=True).items()
+        }
         problem = ""
     except UNREADABLE as error:
         hints = {}
@@ -221,11 +227,15 @@ def fields_of(annotation: Any) -> tuple[Parameter, ...]:
         return ()
     if dataclasses.is_dataclass(annotation):
         return tuple(_dataclass_fields(annotation, hints))
-    if typing.is_typeddict(annotation):
+    if is_typeddict(annotation):
         required = annotation.__required_keys__  # type: ignore[attr-defined]
         absent = Default.COMPUTED
         return tuple(
-            _field(name, hint, inspect.Parameter.empty if name in required else absent)
+            _field(
+                name,
+                without_qualifier(hint),
+                inspect.Parameter.empty if name in required else absent,
+            )
             for name, hint in hints.items()
         )
     if issubclass(annotation, tuple) and hasattr(annotation, "_field_defaults"):

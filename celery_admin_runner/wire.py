@@ -16,13 +16,10 @@ from django.utils.functional import Promise
 from pydantic import BaseModel, RootModel, Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from celery_admin_runner.encoding import MAX_DEPTH
 from celery_admin_runner.exceptions import NotEncodable
 from celery_admin_runner.parameters import validation_key
 from celery_admin_runner.redaction import MASK, is_secret_name, texts_of
-
-#: How deep lists and dicts may be nested: MariaDB's JSON columns hold 31 levels,
-#: of which the call itself and the envelopes of dates and the like take some.
-NESTING_MAX = 25
 
 _ENVELOPE = {"__type__", "__value__"}
 _NATIVE = (bool, int, float, str, bytes, date, timedelta, Decimal, UUID)
@@ -43,8 +40,8 @@ def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
     ``only_set`` leaves out the fields of models that only have their default.
     Raises NotEncodable.
     """
-    if depth > NESTING_MAX:
-        raise NotEncodable(f"This is nested too deeply: more than {NESTING_MAX} levels.")
+    if depth > MAX_DEPTH:
+        raise NotEncodable(f"This is nested too deeply: more than {MAX_DEPTH} levels.")
     below = partial(to_wire, only_set=only_set, depth=depth + 1)
     if value is None or type(value) in _NATIVE:
         return value

@@ -250,10 +250,6 @@ def nested(depth: int) -> Any:
     return value
 
 
-def kind_of_error(text: str) -> str:
-    return text.partition(":")[0]
-
-
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -157,11 +157,31 @@ class CheckField(ParameterField):
         return bool(value)
 
 
+class NullCheckSelect(forms.NullBooleanSelect):
+    """Yes, no, unknown; what was not posted at all is not unknown."""
+
+    def value_from_datadict(self, data: Any, files: Any, name: str) -> Any:
+        """Return what was posted, None if nothing was."""
+        return data.get(name)
+
+
 class NullCheckField(ParameterField):
     """Yes, no, unknown."""
 
-    widget = forms.NullBooleanSelect
-    blank = None
+    widget = NullCheckSelect
+    blank = "unknown"
+
+    def is_empty(self, value: Any) -> bool:
+        """Tell whether it is unknown."""
+        return value in (None, "", self.blank)
+
+    def parsed(self, value: Any) -> Any:
+        """Return whether it is a yes; pydantic says what is wrong with another text."""
+        return {"true": True, "false": False}.get(value, value)
+
+    def shown(self, value: Any) -> str:
+        """Return the name of the option."""
+        return "true" if value else "false"
 
 
 class DateField(ParameterField):

@@ -10,10 +10,10 @@ from django.contrib.admin import AdminSite, ModelAdmin, widgets
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
-from django.utils.translation import gettext_lazy as _
+from pydantic_core import PydanticCustomError
 
 from celery_admin_runner.forms.fields import LinesField, ParameterField, TextField
-from celery_admin_runner.model_keys import may_view
+from celery_admin_runner.model_keys import ModelKey, may_view
 
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
@@ -68,9 +68,15 @@ def _is_plain_key(key: Any, model: type[models.Model]) -> bool:
 class ObjectField(ParameterField, forms.ModelChoiceField):  # type: ignore[type-arg]
     """An object; its primary key is sent."""
 
+    def __init__(self, *, model: type[models.Model], **options: Any) -> None:
+        """``model``: that of the queryset."""
+        super().__init__(**options)
+        self.model = model
+
     def parsed(self, value: Any) -> Any:
         """Return the primary key of an object that the user may view."""
-        found = forms.ModelChoiceField.to_python(self, _storable(value))
+        key = _primary_key(self.model, value)
+        found = forms.ModelChoiceField.to_python(self, key)
         return None if found is None else found.pk
 
 
@@ -79,22 +85,28 @@ class ObjectsField(ParameterField, forms.ModelMultipleChoiceField):  # type: ign
 
     blank: Any = ()
 
+    def __init__(self, *, model: type[models.Model], **options: Any) -> None:
+        """``model``: that of the queryset."""
+        super().__init__(**options)
+        self.model = model
+
     def parsed(self, value: Any) -> Any:
         """Return the primary keys of objects that the user may view."""
-        objects = forms.ModelMultipleChoiceField.clean(self, [_storable(text) for text in value])
-        by_text = {str(item.pk): item.pk for item in objects}
-        return [by_text[text] for text in dict.fromkeys(map(str, value)) if text in by_text]
+        keys = dict.fromkeys(_primary_key(self.model, text) for text in value)
+        forms.ModelMultipleChoiceField.clean(self, list(keys))
+        return list(keys)
 
     def shown(self, value: Any) -> list[Any]:
         """Return the primary keys."""
         return list(value)
 
 
-def _storable(value: Any) -> Any:
-    """Return the text; raises ValidationError for one that no database takes."""
-    if "\x00" in str(value):
-        raise ValidationError(_("Null characters are not allowed."), code="null")
-    return value
+def _primary_key(model: type[models.Model], typed: Any) -> Any:
+    """Return the primary key that was typed; raises ValidationError before a database does."""
+    try:
+        return ModelKey(model).primary_key(typed)
+    except PydanticCustomError as error:
+        raise ValidationError(error.message(), code="primary_key") from error
 
 
 def object_field(model: type[models.Model], viewer: Viewer, **options: Any) -> ParameterField:
@@ -105,7 +117,7 @@ def object_field(model: type[models.Model], viewer: Viewer, **options: Any) -> P
         options["widget"] = widgets.AutocompleteSelect(source, viewer.admin_site)
     elif _is_long(queryset):
         options["widget"] = widgets.AdminTextInputWidget()
-    return ObjectField(queryset=queryset, **options)
+    return ObjectField(model=model, queryset=queryset, **options)
 
 
 def objects_field(model: type[models.Model], viewer: Viewer, **options: Any) -> ParameterField:
@@ -116,7 +128,7 @@ def objects_field(model: type[models.Model], viewer: Viewer, **options: Any) -> 
         options["widget"] = widgets.AutocompleteSelectMultiple(source, viewer.admin_site)
     elif _is_long(queryset):
         return LinesField(item=TextField(base=object), **options)
-    return ObjectsField(queryset=queryset, **options)
+    return ObjectsField(model=model, queryset=queryset, **options)
 
 
 def _is_long(queryset: models.QuerySet[Any]) -> bool:

@@ -187,9 +187,9 @@ class ParametersForm(forms.Form):
         return values
 
     def _is_unchanged(self, name: str) -> bool:
-        """Tell whether a field is as its default shows it."""
+        """Tell whether a field is as its default shows it, or was not posted."""
         initial, typed = self.fields[name].initial, self[name].data
-        return initial is not None and _normal(initial) == _normal(typed)
+        return typed is None or (initial is not None and _normal(initial) == _normal(typed))
 
     def _target(self, place: Place) -> tuple[str, Place]:
         """Return the field at which a place is shown, "" for none, and what is inside of it."""
