@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 from django.db import models
@@ -98,7 +98,7 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
             )
         )
         # So many ids as all tasks have are more than SQLite takes in one query.
-        last_ids = (
+        last_ids: Any = (
             grouped.values("last_id")
             if task_names is None
             else [row["last_id"] for row in counted]
@@ -123,10 +123,12 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
             .annotate(nth=Window(RowNumber(), partition_by="task_name", order_by="-pk"))
             .filter(nth__lte=TYPICAL_OF)
         )
+        rows = cast(
+            "Iterable[tuple[str, datetime, datetime]]",
+            latest.values_list("task_name", "started_at", "finished_at"),
+        )
         durations = defaultdict(list)
-        for name, started_at, finished_at in latest.values_list(
-            "task_name", "started_at", "finished_at"
-        ):
+        for name, started_at, finished_at in rows:
             durations[name].append(max(finished_at - started_at, timedelta()))
         return {name: median(values) for name, values in durations.items()}  # type: ignore[type-var]
 

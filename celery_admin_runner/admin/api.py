@@ -49,8 +49,15 @@ def _moment(value: datetime) -> datetime:
     return timezone.make_aware(value) if timezone.is_naive(value) else value
 
 
+def _storable(value: str) -> str:
+    """Return a text that every database can store; NotEncodable is a ValueError."""
+    encoding.to_plain(value)
+    return value
+
+
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Moment = Annotated[datetime, AfterValidator(_moment)]
+Text = Annotated[str, AfterValidator(_storable)]
 
 
 class RunOptions(BaseModel):
@@ -58,7 +65,7 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    queue: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    queue: Annotated[Text, Field(min_length=1, max_length=255)] | None = None
     countdown: Seconds | None = None
     eta: Moment | None = None
     expires: Seconds | Moment | None = None
@@ -73,7 +80,7 @@ class RunRequest(BaseModel):
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     options: RunOptions = RunOptions()
-    reason: str = ""
+    reason: Text = ""
 
 
 class ParameterEntry(TypedDict):
@@ -119,13 +126,13 @@ def tasks_response(
 
 
 def run_response(
-    request: HttpRequest, task_name: str, *, admin_site: AdminSite, runner: TaskRunner
+    request: HttpRequest, info: TaskInfo, *, admin_site: AdminSite, runner: TaskRunner
 ) -> JsonResponse:
     """Run the task as the body of the request says, and answer with the run, or with why not."""
     try:
-        return _run(request, task_name, admin_site, runner)
+        return _run(request, info, admin_site, runner)
     except TaskNotFound as error:
-        return errors_response({ALL: [str(error)]}, HTTPStatus.NOT_FOUND)
+        return not_found(error)
     except (TaskNotRunnable, PermissionDenied) as error:
         return errors_response({ALL: [str(error)]}, HTTPStatus.FORBIDDEN)
     except InvalidArguments as error:
@@ -146,22 +153,26 @@ def forbidden() -> JsonResponse:
     return errors_response({ALL: [_("You are not allowed to do this.")]}, HTTPStatus.FORBIDDEN)
 
 
+def not_found(error: TaskNotFound) -> JsonResponse:
+    """Answer that there is no such task."""
+    return errors_response({ALL: [str(error)]}, HTTPStatus.NOT_FOUND)
+
+
 def errors_response(errors: dict[str, list[str]], status: HTTPStatus) -> JsonResponse:
     """Answer with errors: by parameter, or under ``"__all__"``."""
     return JsonResponse({"errors": errors}, status=status)
 
 
 def _run(
-    request: HttpRequest, task_name: str, admin_site: AdminSite, runner: TaskRunner
+    request: HttpRequest, info: TaskInfo, admin_site: AdminSite, runner: TaskRunner
 ) -> JsonResponse:
-    info = registry.get_task_info(task_name)
     if not runner.may_run(info):
         raise PermissionDenied(_("You may not run this task, or it is not runnable."))
     if len(request.body) > BODY_MAX_BYTES:
         raise RequestDataTooBig
     call = RunRequest.model_validate_json(request.body)
     run = runner.run(
-        task_name,
+        info.name,
         call.args,
         call.kwargs,
         reason=call.reason,

@@ -124,7 +124,7 @@ class TaskChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """Cut out the page, and ask for the figures of its tasks."""
         super().get_results(request)
-        self.result_list.load_figures()  # type: ignore[attr-defined]
+        self.result_list.load_figures()
 
     def url_for_result(self, result: CeleryTask) -> str:  # type: ignore[override]
         """Return the address of the page on which the task is run."""
@@ -136,6 +136,6 @@ class TaskChangeList(ChangeList):
         for index, direction in self.get_ordering_field_columns().items():
             if index in range(len(self.list_display)):
                 order = self.get_ordering_field(self.list_display[index])
-                if order in FIGURE_ORDERS or order in INFO_ORDERS:
+                if isinstance(order, str) and order in {**FIGURE_ORDERS, **INFO_ORDERS}:
                     orders.append((order, direction == "desc"))
         return orders

@@ -184,7 +184,7 @@ class RunPage:
         for sheet in sheets:
             if sheet.form is not None:
                 media += sheet.form.media
-        self.request.current_app = self.admin_site.name  # type: ignore[attr-defined]
+        self.request.current_app = self.admin_site.name
         return TemplateResponse(
             self.request,
             self.template,
@@ -229,9 +229,8 @@ class RunTaskPage(RunPage):
             return initial_from_query(self.request.GET, signature)
         run = self._run_to_retry(retry)
         if run is None:
-            messages.warning(
-                self.request, _("The run whose arguments were asked for can't be seen by you.")
-            )
+            text = _("That run is not visible to you, or of another task: nothing is filled in.")
+            messages.warning(self.request, text)
             return None
         if run.has_masked_arguments:
             messages.info(

@@ -127,7 +127,7 @@ class Sheet:
         names = list(form.fields) if names is None else list(names)
         for name in names:
             form.fields[name].help_text = conditional_escape(form.fields[name].help_text)
-        return AdminForm(form, [(title, {"fields": names, "classes": list(classes)})], {})
+        return AdminForm(form, [(title, {"fields": names, "classes": list(classes)})], {})  # type: ignore[arg-type]
 
 
 def _has_value(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.utils import quote, unquote
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -26,6 +26,7 @@ from celery_admin_runner.admin.run_views import (
     RunTaskPage,
 )
 from celery_admin_runner.admin.task_list import TaskListAdmin
+from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.models import CeleryTask, TaskRunRecord
 from celery_admin_runner.registry import all_task_infos
 
@@ -81,7 +82,7 @@ class CeleryTaskAdmin(TaskListAdmin):
         selected = list(queryset)
         tasks = [task for task in selected if task.may_run]
         refused = [task.info.name for task in selected if not task.may_run]
-        self._warn(request, gettext("Left out, because you can't run them: %(tasks)s"), refused)
+        self._warn(request, gettext("Left out, because you may not run them: %(tasks)s"), refused)
         self._tell_of_gone(request, request.POST.getlist(ACTION_CHECKBOX_NAME))
         if not self._is_sane_number(request, len(tasks)):
             return None
@@ -110,7 +111,8 @@ class CeleryTaskAdmin(TaskListAdmin):
             raise PermissionDenied
         task = self.get_object(request, task_name)
         if task is None:
-            return self._gone(request, task_name)
+            self._tell_of_gone(request, [task_name])
+            return HttpResponseRedirect(links.task_list_url(self.admin_site))
         page = self.get_run_page(request, [task], page_class=RunTaskPage)
         return page.submit() if request.method == "POST" else page.show()
 
@@ -138,11 +140,12 @@ class CeleryTaskAdmin(TaskListAdmin):
     def _run_json(self, request: HttpRequest, task_name: str) -> HttpResponse:
         if not self.has_run_permission(request):
             return api.forbidden()
+        try:
+            info = self.get_info(task_name)
+        except TaskNotFound as error:
+            return api.not_found(error)
         return api.run_response(
-            request,
-            task_name,
-            admin_site=self.admin_site,
-            runner=self.get_runner(request),
+            request, info, admin_site=self.admin_site, runner=self.get_runner(request)
         )
 
     def _page(self, view: View, methods: Sequence[str], *, is_api: bool = False) -> View:
@@ -160,13 +163,6 @@ class CeleryTaskAdmin(TaskListAdmin):
             return protected(request, *args, **kwargs)
 
         return transaction.non_atomic_requests(using=router.db_for_write(TaskRunRecord))(page)
-
-    def _gone(self, request: HttpRequest, task_name: str) -> HttpResponse:
-        """Say that there is no such task (any more)."""
-        if request.method != "POST":
-            return self._get_obj_does_not_exist_redirect(request, self.opts, quote(task_name))
-        self._tell_of_gone(request, [task_name])
-        return HttpResponseRedirect(links.task_list_url(self.admin_site))
 
     def _tell_of_gone(self, request: HttpRequest, names: Sequence[str]) -> list[str]:
         """Return the tasks of these that there are not, and say so."""
@@ -186,7 +182,7 @@ class CeleryTaskAdmin(TaskListAdmin):
         """Tell whether one page can hold forms for so many tasks; if not, say why."""
         if number == 0:
             self.message_user(
-                request, gettext("No task that you can run is selected."), messages.ERROR
+                request, gettext("No task that you may run is selected."), messages.ERROR
             )
         elif number > MAX_SELECTED:
             text = gettext("%(number)s tasks are selected; at most %(limit)s can be run at once.")
