@@ -26,8 +26,8 @@ from celery_admin_runner.admin.run_page import named_arguments
 from celery_admin_runner.admin.runs import TaskRunRecordAdmin
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
+from tests.brokers import broker_away
 from tests.factories import make_run, make_runs, make_superuser, make_user
-from tests.test_runner import broker_away
 
 pytestmark = pytest.mark.django_db
 

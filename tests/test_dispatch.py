@@ -24,6 +24,7 @@ from celery_admin_runner.dispatch import (
 )
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
+from tests.brokers import broker_away
 from tests.celery_app import app
 from tests.factories import make_run
 from tests.tasks import add
@@ -105,16 +106,13 @@ def test_the_texts_of_a_call_with_a_secret_are_masked_in_each_message():
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_broker_that_never_answers_is_given_up_within_five_seconds(scheme):
     run = make_run(state=State.UNSENT, task_name="tests.tasks.add")
-    before = app.conf.broker_url, app.conf.broker_transport_options
     begin = timezone.now()
 
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        app.conf.broker_url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}//"
-        app.conf.broker_transport_options = {}
-        try:
-            handed_over = publish(add, run, Message(args=[1], kwargs={}))
-        finally:
-            app.conf.broker_url, app.conf.broker_transport_options = before
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        broker_away(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}//"),
+    ):
+        handed_over = publish(add, run, Message(args=[1], kwargs={}))
 
     assert not handed_over
     assert timezone.now() - begin < timedelta(seconds=5)

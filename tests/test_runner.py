@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,23 +24,9 @@ from celery_admin_runner.redaction import MASK
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.signals import TaskRunSignal
 from celery_admin_runner.states import State
-from tests.celery_app import app
+from tests.brokers import NO_BROKER, broker_away
 from tests.factories import make_run, make_user
 from tests.waiting import wait_for_state
-
-#: A port on which nothing listens.
-NO_BROKER = "redis://127.0.0.1:1/0"
-
-
-@contextmanager
-def broker_away(url: str = NO_BROKER) -> Iterator[None]:
-    """Take the broker away: nobody listens where it should be."""
-    before = app.conf.broker_url, app.conf.broker_transport_options
-    app.conf.broker_url, app.conf.broker_transport_options = url, {}
-    try:
-        yield
-    finally:
-        app.conf.broker_url, app.conf.broker_transport_options = before
 
 
 def test_a_run_succeeds_on_a_real_worker(worker):

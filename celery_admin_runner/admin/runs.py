@@ -8,7 +8,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import Model, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -179,11 +179,13 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
     def get_urls(self) -> list[URLPattern]:
         """Add the view that sends a run again."""
         opts = self.opts
-        view = self.admin_site.admin_view(self.send_again_view)
+        view = transaction.non_atomic_requests(using=router.db_for_write(TaskRunRecord))(
+            self.admin_site.admin_view(self.send_again_view)
+        )
         name = f"{opts.app_label}_{opts.model_name}_send_again"
         return [path("<path:object_id>/send-again/", view, name=name), *super().get_urls()]
 
-    @method_decorator([transaction.non_atomic_requests, require_POST])
+    @method_decorator(require_POST)
     def send_again_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Send a run that stayed UNSENT, and say how that went."""
         run = self.get_object(request, unquote(object_id))
