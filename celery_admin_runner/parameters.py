@@ -148,10 +148,12 @@ class Signature:
 
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
-#: What stands in for a signature that can't be read.
-_OPEN = (
-    Parameter(name="args", kind=inspect.Parameter.VAR_POSITIONAL),
-    Parameter(name="kwargs", kind=inspect.Parameter.VAR_KEYWORD),
+#: What stands in for a signature that can't be read: it takes everything.
+OPEN = Signature(
+    (
+        Parameter(name="args", kind=inspect.Parameter.VAR_POSITIONAL),
+        Parameter(name="kwargs", kind=inspect.Parameter.VAR_KEYWORD),
+    )
 )
 
 
@@ -170,7 +172,7 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         problem = f"The signature of the task can't be read: {error}."
-        return Signature(_OPEN, summary, description, problem)
+        return Signature(OPEN.parameters, summary, description, problem)
     try:
         hints = {
             name: with_known_dicts(hint)

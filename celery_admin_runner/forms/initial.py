@@ -12,11 +12,11 @@ from pydantic import PydanticUserError
 from celery_admin_runner.annotations import shape_of
 from celery_admin_runner.binding import arrange, bind
 from celery_admin_runner.calls import may_hold_secret, wire_of
-from celery_admin_runner.encoding import from_plain, readable_text
+from celery_admin_runner.encoding import from_plain
 from celery_admin_runner.exceptions import NotEncodable
 from celery_admin_runner.forms.json_text import call_texts, parse_json
 from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.parameters import UNREADABLE, Parameter, Signature, fields_of
+from celery_admin_runner.parameters import OPEN, UNREADABLE, Parameter, Signature, fields_of
 from celery_admin_runner.redaction import MASK
 
 #: Raised for a value that does not fit its parameter (any more).
@@ -40,11 +40,10 @@ def initial_from_run(run: TaskRunRecord, signature: Signature) -> dict[str, Any]
         for name, value in given.items()
     )
     if signature.problem or not is_fit:
-        texts = {
-            "args": readable_text(_unmasked(run.args), indent=2),
-            "kwargs": readable_text(_unmasked(run.kwargs), indent=2),
-        }
-        return {"mode": "json", "json": texts, "options": options}
+        # A masked argument in the middle keeps its place.
+        args = [None if item == MASK else _unmasked(item) for item in from_plain(run.args)]
+        unchecked = bind(OPEN, args, _unmasked(from_plain(run.kwargs)))
+        return {"mode": "json", "json": call_texts(unchecked.arguments), "options": options}
     arguments = bind(signature, *arrange(signature, values)).arguments
     return {"values": values, "json": call_texts(arguments), "options": options}
 

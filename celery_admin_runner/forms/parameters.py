@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,6 +65,11 @@ class ParametersForm(forms.Form):
     ) -> None:
         """``values``: wire values to show at first; ``texts``: what to show as it was typed."""
         super().__init__(**options)
+        self._names = {
+            item.name
+            for item in signature.parameters
+            if not item.is_variadic and item.kind is not inspect.Parameter.POSITIONAL_ONLY
+        }
         self.parts = [self._added(parameter, viewer) for parameter in signature.parameters]
         for part in self.parts:
             if part.parameter.name in values:
@@ -83,14 +89,16 @@ class ParametersForm(forms.Form):
     def arguments(self) -> dict[str, Any]:
         """Return what is to be validated and sent, by parameter; unchanged defaults are not.
 
-        What can't be read has an error at its field, and is None here.
+        What can't be read has an error at its field; None stands for it where it is needed.
         """
-        values = {part.parameter.name: self._argument(part) for part in self.parts}
-        return {
-            name: None if value is Empty.REQUIRED else value
-            for name, value in values.items()
-            if value is not Empty.OMITTED
-        }
+        values: dict[str, Any] = {}
+        for part in self.parts:
+            value = self._argument(part)
+            if value is Empty.REQUIRED and part.parameter.is_required:
+                values[part.parameter.name] = None
+            elif not isinstance(value, Empty):
+                values[part.parameter.name] = value
+        return values
 
     def can_show(self, values: Mapping[str, Any]) -> bool:
         """Tell whether the form can show wire values so that just these would be sent."""
@@ -164,7 +172,12 @@ class ParametersForm(forms.Form):
         (name,) = part.inner
         if part.parameter.has_known_default and self._is_unchanged(name):
             return Empty.OMITTED
-        return self.cleaned_data.get(name, Empty.REQUIRED)
+        value = self.cleaned_data.get(name, Empty.REQUIRED)
+        if part.parameter.kind is inspect.Parameter.VAR_KEYWORD and isinstance(value, dict):
+            for key in sorted(self._names & value.keys()):
+                self.add_error(name, _("%(name)s has a field of its own.") % {"name": key})
+            return {key: item for key, item in value.items() if key not in self._names}
+        return value
 
     def _group_argument(self, part: Part) -> Any:
         """Return the dict of a group, None, or an ``Empty``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Task
@@ -135,7 +135,7 @@ class RunForm:
         try:
             call = prepare_call(self.task, args, kwargs, user=self.user)
         except InvalidCall as error:
-            self._show(error.places, kwargs)
+            self._show(error.places, named=kwargs, unless=set(form.errors))
             return None
         return None if form.errors else call
 
@@ -146,25 +146,28 @@ class RunForm:
     def add_errors(self, errors: Mapping[str, list[str]]) -> None:
         """Show the errors of an ``InvalidArguments``: at the parameter, else above the fields."""
         self._call = None
-        self._show({(name,): texts for name, texts in errors.items()}, {})
+        self._show({(name,): texts for name, texts in errors.items()}, named={}, unless=set())
 
-    def _show(self, places: Mapping[Place, list[str]], kwargs: Mapping[str, Any]) -> None:
-        """Show errors where they belong, unless what is there could not even be read."""
-        if self.mode == TYPED:
-            unread = set(self.parameters.errors)
-            for place, texts in places.items():
-                self.parameters.add_problem(place, texts, unless=unread)
-            return
-        if self.json.errors:
-            return
+    def _show(
+        self, places: Mapping[Place, list[str]], *, named: Mapping[str, Any], unless: Set[str]
+    ) -> None:
+        """Show errors where they belong, unless that could not even be read."""
         for place, texts in places.items():
-            is_named = place[0] in kwargs or place[-1] in kwargs
-            name = "kwargs" if is_named else "args"
-            path = ".".join(map(str, place))
-            known = str(place[0]) in self.signature
-            self.json.add_error(
-                name if known else None, [f"{path}: {text}" if known else text for text in texts]
-            )
+            if self.mode == TYPED:
+                self.parameters.add_problem(place, texts, unless=unless)
+            elif not unless:
+                self._show_in_json(place, texts, named)
+
+    def _show_in_json(self, place: Place, texts: list[str], named: Mapping[str, Any]) -> None:
+        """Show an error of the JSON arguments: ``named`` are those given by keyword."""
+        if str(place[0]) not in self.signature:
+            self.json.add_error(None, texts)
+            return
+        is_named = place[0] in named or place[-1] in named
+        path = ".".join(map(str, place))
+        self.json.add_error(
+            "kwargs" if is_named else "args", [f"{path}: {text}" for text in texts]
+        )
 
     def hidden_data(self) -> list[tuple[str, str]]:
         """Return the names and values that repeat the POST, secrets too: for a confirmation."""
