@@ -134,12 +134,12 @@ def check_not_negative(**kwargs: Any) -> list[checks.CheckMessage]:
 
 def check_retention(**kwargs: Any) -> list[checks.CheckMessage]:
     """W001: the project itself says how long runs are kept."""
-    if is_set("RETENTION"):
+    age = settings.RETENTION
+    if is_set("RETENTION") or age is None:
         return []
     return [
         checks.Warning(
-            f"{SETTING}['RETENTION'] is not set: finished runs are deleted after "
-            f"{settings.RETENTION.days} days.",
+            f"{SETTING}['RETENTION'] is not set: finished runs are deleted after {age.days} days.",
             hint="Set it to the timedelta that your audits need, or to None: kept for ever.",
             id="celery_admin_runner.W001",
         )
@@ -191,5 +191,6 @@ def _type_text(hint: Any) -> str:
 
 
 def _is_negative(value: Any) -> bool:
-    zero = timedelta() if isinstance(value, timedelta) else 0
-    return isinstance(value, timedelta | int | float) and value < zero
+    if isinstance(value, timedelta):
+        return value < timedelta()
+    return isinstance(value, int | float) and value < 0

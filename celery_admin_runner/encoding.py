@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from datetime import timedelta
 from typing import Any, cast
 
@@ -26,9 +26,21 @@ def register_types() -> None:
     ends speak the same. kombu 5.7 knows date, time, datetime, Decimal, UUID and bytes.
     A duration travels as ISO 8601: as a number of seconds a long one loses microseconds.
     """
-    register_type(timedelta, "timedelta", duration_iso_string, parse_duration)
-    register_type(set, "set", list, set)
-    register_type(frozenset, "frozenset", list, frozenset)
+    register_type(timedelta, "timedelta", duration_iso_string, _timedelta)
+    register_type(set, "set", _in_order, set)
+    register_type(frozenset, "frozenset", _in_order, frozenset)
+
+
+def _in_order(items: Set[Any]) -> list[Any]:
+    """Return the items of a set, equal sets in the same order in every process."""
+    return sorted(items, key=repr)
+
+
+def _timedelta(text: str) -> timedelta:
+    duration = parse_duration(text)
+    if duration is None:
+        raise ValueError(f"{text!r} is no duration in ISO 8601.")
+    return duration
 
 
 def to_plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ logger = logging.getLogger("celery_admin_runner")
 #: Who holds this lease prunes; it is never given back, it runs out.
 LEASE_NAME = "prune on startup"
 LEASE_LASTS = timedelta(days=1)
+THREAD_NAME = "celery-admin-runner-prune"
 #: Requests of the test client come from another handler, and start nothing.
 HANDLERS = (WSGIHandler, ASGIHandler)
 
@@ -50,21 +51,22 @@ def on_request_finished(**kwargs: Any) -> None:
 
 def start() -> Thread | None:
     """Start the thread that prunes, if PRUNE_ON_STARTUP and RETENTION ask for it."""
-    if not settings.PRUNE_ON_STARTUP or settings.RETENTION is None:
+    age = settings.RETENTION
+    if not settings.PRUNE_ON_STARTUP or age is None:
         return None
-    thread = Thread(target=prune_in_background, name="celery-admin-runner-prune", daemon=True)
+    thread = Thread(target=prune_in_background, args=[age], name=THREAD_NAME, daemon=True)
     thread.start()
     return thread
 
 
-def prune_in_background() -> None:
-    """Prune unless another process did today; close this thread's connections to databases.
+def prune_in_background(age: timedelta) -> None:
+    """Prune what is older than ``age``, unless another process did today.
 
-    What goes wrong (the database is away, the tables are not there yet) is logged,
+    Closes this thread's connections to databases. What goes wrong (the database is away, the tables are not there yet) is logged,
     and left to the next start of a process.
     """
     try:
-        pruned = prune_once_a_day()
+        pruned = prune_once_a_day(age)
     except (DatabaseError, InterfaceError, PruneError) as error:
         logger.warning("Old task runs could not be pruned on startup: %s", error)
     else:
@@ -74,12 +76,13 @@ def prune_in_background() -> None:
         connections.close_all()
 
 
-def prune_once_a_day() -> int:
-    """Prune by RETENTION if today's lease is free; return how many runs went.
+def prune_once_a_day(age: timedelta) -> int:
+    """Prune what is older than ``age`` if today's lease is free; return how many runs went.
 
     A process that dies meanwhile keeps nobody from pruning longer than the lease lasts.
     """
     now = timezone.now()
     if not Lease.objects.take(LEASE_NAME, holder=uuid4(), now=now, until=now + LEASE_LASTS):
         return 0
-    return sum(prune(Selection(cutoff=cutoff_before(now, settings.RETENTION))))
+    selection = Selection(cutoff=cutoff_before(now, age))
+    return sum(number for number in prune(selection))

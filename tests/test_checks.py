@@ -10,6 +10,9 @@ from celery_admin_runner import checks
 from celery_admin_runner.conf import setting_types
 from celery_admin_runner.registry import Rule
 
+#: Django 6.1 asks the database in checks of its own.
+pytestmark = pytest.mark.django_db
+
 GOOD = {"RETENTION": timedelta(weeks=4)}
 
 

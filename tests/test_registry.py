@@ -16,6 +16,9 @@ from celery_admin_runner.registry import (
 )
 from tests.celery_app import app
 
+#: Celery has Django check itself before it imports tasks, and Django 6.1 asks the database.
+pytestmark = pytest.mark.django_db
+
 ADD = "tests.tasks.add"
 
 routed_app = Celery("routed", set_as_current=False)

@@ -127,7 +127,9 @@ class Command(BaseCommand):
         """Tell the result and the moment that divided old from new."""
         if verbosity:
             what = text.format(runs=f"{runs:,} {'run' if runs == 1 else 'runs'}")
-            moment = date_format(timezone.template_localtime(selection.cutoff), "Y-m-d H:i:s T")
+            cutoff = selection.cutoff
+            local = timezone.localtime(cutoff) if timezone.is_aware(cutoff) else cutoff
+            moment = date_format(local, "Y-m-d H:i:s T")
             self.stdout.write(f"{what} that ended before {moment}.")
 
 
