@@ -62,8 +62,8 @@ def start() -> Thread | None:
 def prune_in_background(age: timedelta) -> None:
     """Prune what is older than ``age``, unless another process did today.
 
-    Closes this thread's connections to databases. What goes wrong (the database is away, the tables are not there yet) is logged,
-    and left to the next start of a process.
+    Closes this thread's connections to databases. What goes wrong (the database is
+    away, the tables are not there yet) is logged, and left to the next day.
     """
     try:
         pruned = prune_once_a_day(age)
