@@ -15,7 +15,8 @@ from pydantic import Secret, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
-_UNIONS = (Union, types.UnionType)
+#: The origins of ``X | Y``.
+UNIONS = (Union, types.UnionType)
 _UNION: Any = Union
 _SECRETS = (Secret, SecretBytes, SecretStr)
 
@@ -55,7 +56,7 @@ class Shape:
 def shape_of(annotation: Any) -> Shape:
     """Take an annotation apart."""
     base, metadata = _unwrapped(annotation)
-    arms = typing.get_args(base) if typing.get_origin(base) in _UNIONS else ()
+    arms = typing.get_args(base) if typing.get_origin(base) in UNIONS else ()
     if type(None) not in arms:
         is_none = base in (None, type(None))
         has_none = typing.get_origin(base) is Literal and None in typing.get_args(base)
@@ -113,7 +114,7 @@ def annotation_text(annotation: Any) -> str:
     if typing.get_origin(annotation) is Annotated:
         return _annotated_text(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in _UNIONS:
+    if origin in UNIONS:
         return " | ".join(annotation_text(arm) for arm in arguments)
     if origin is Literal:
         return f"Literal[{', '.join(map(_literal_text, arguments))}]"
@@ -152,7 +153,7 @@ def replaced(annotation: Any, replace: Callable[[Any], Any]) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return Annotated[replaced(arguments[0], replace), *arguments[1:]]
-    if origin in _UNIONS:
+    if origin in UNIONS:
         return union_of(replaced(arm, replace) for arm in arguments)
     if not is_class(origin, object):
         return replace(annotation)

@@ -27,6 +27,7 @@ from celery_admin_runner.parameters import (
     Signature,
     has_secret,
     read_signature,
+    typed_secrets,
 )
 from celery_admin_runner.redaction import MASK, is_secret_name
 from celery_admin_runner.wire import (
@@ -131,16 +132,21 @@ def prepare_call(
 def secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
     """Return the texts of the secrets in a call, to scrub them from other texts; never raises.
 
-    In a value that does not fit its parameter any more everything counts as secret.
+    Nothing is validated: validators are the project's own code. Where a value is not
+    what its parameter says, all of it counts as secret.
     """
     texts: set[str] = set()
     for argument in bind(signature_of(task), args, kwargs).arguments:
+        is_named_secret = is_secret_name(argument.parameter.name) or is_secret_name(argument.key)
         try:
-            tree = _tree(argument, None)
-        except (ValidationError, *UNREADABLE, PydanticUserError):
-            is_doubtful = may_hold_secret(argument.parameter) or is_secret_name(argument.key)
-            tree = Hidden(argument.value) if is_doubtful else None
-        texts |= secret_texts(tree)
+            tree = to_wire(argument.value)
+        except NotEncodable:
+            is_doubtful = is_named_secret or may_hold_secret(argument.parameter)
+            texts |= secret_texts(Hidden(argument.value)) if is_doubtful else set()
+            continue
+        wire = revealed(tree)
+        secrets = list(typed_secrets(argument.parameter.annotation, wire))
+        texts |= secret_texts([tree, Hidden(wire if is_named_secret else secrets)])
     return texts
 
 

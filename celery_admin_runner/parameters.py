@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from typing_extensions import is_typeddict
 
 from celery_admin_runner.annotations import (
+    UNIONS,
     annotation_text,
     is_class,
     is_secret_type,
@@ -317,3 +318,28 @@ def _has_secret(
         is_secret_name(field.name) or _has_secret(field.annotation, is_secret_name, seen)
         for field in fields
     ) or any(_has_secret(item, is_secret_name, seen) for item in shape.arguments)
+
+
+def typed_secrets(annotation: Any, value: Any) -> Iterator[Any]:
+    """Yield what in a value is secret by its type; all of it where it is not of that type."""
+    shape = shape_of(annotation)
+    fields = {field.name: field for field in fields_of(shape.base)}
+    if is_secret_type(shape.base):
+        yield value
+    elif fields and isinstance(value, Mapping):
+        for name, item in value.items():
+            if name in fields:
+                yield from typed_secrets(fields[name].annotation, item)
+    elif shape.origin in UNIONS:
+        for arm in shape.arguments:
+            yield from typed_secrets(arm, value)
+    elif shape.arguments and isinstance(value, Mapping | list | set | frozenset):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            for argument in shape.arguments:
+                yield from typed_secrets(argument, item)
+    elif value is not None and has_secret(annotation, _no_name):
+        yield value
+
+
+def _no_name(name: str) -> bool:
+    return False

@@ -435,6 +435,9 @@ def test_the_secrets_of_a_call_are_known_by_their_texts() -> None:
     [
         ([], {}, set()),
         ([{"pin": 5}, object()], {"nothing": 1}, {"5"}),
+        ([["odd"], ""], {}, {"odd"}),
+        ([None, None, SecretStr("inside")], {}, {"inside"}),
+        ([Credentials(user="u", pin="inside")], {}, {"inside"}),
         ([1, 2, 3, 4, 5], {"password": "p"}, {"1", "2", "3"}),
     ],
 )
@@ -444,6 +447,26 @@ def test_the_secrets_of_a_call_that_does_not_fit_are_known_as_well(
     found = secrets_of(as_task(typed_tasks.log_in), args, kwargs)
 
     assert expected <= found
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (list[SecretStr], ["a1", "b2"], {"a1", "b2"}),
+        (list[SecretStr], "no list", {"no list"}),
+        (dict[str, tuple[int, SecretStr]], {"k": [1, "s3"]}, {"1", "s3"}),
+        (list[Credentials], [{"user": "u", "pin": "p4", "more": 1}], {"p4"}),
+        (Credentials | int | None, {"pin": "p5"}, {"p5"}),
+        (Credentials | int | None, None, set()),
+        (Annotated[SecretStr, AfterValidator(refuse)], "s6", {"s6"}),
+        (list[int], [7], set()),
+        (Any, {"inner": [{"password": "p8"}]}, {"p8"}),
+    ],
+)
+def test_secrets_are_found_without_validating(
+    annotation: Any, value: Any, expected: set[str]
+) -> None:
+    assert secrets_of(task_of(annotation), [value], {}) == expected
 
 
 # Objects

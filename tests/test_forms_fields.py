@@ -166,7 +166,9 @@ def test_what_is_typed_is_sent_as_its_type(annotation: Any, typed: Any, sent: An
     ],
 )
 def test_a_datetime_is_of_the_current_time_zone(annotation: Any, sent: datetime) -> None:
-    form = filled(task_of(annotation), **{"args-value_0": "2024-07-01", "args-value_1": "10:30"})
+    form = filled(
+        task_of(annotation), **{"args-value.date": "2024-07-01", "args-value.time": "10:30"}
+    )
 
     assert arguments_of(form) == ((sent,), {})
 
@@ -215,9 +217,12 @@ def test_what_is_wrong_is_said_at_the_field(annotation: Any, typed: Any, words: 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"args-value_0": "2024-07-01"}, "Enter a date and a time"),
-        ({"args-value_0": "2024-03-31", "args-value_1": "02:30"}, "interpreted in time zone"),
-        ({"args-value_0": "x", "args-value_1": "02:30"}, "valid date"),
+        ({"args-value.date": "2024-07-01"}, "Enter a date and a time"),
+        (
+            {"args-value.date": "2024-03-31", "args-value.time": "02:30"},
+            "interpreted in time zone",
+        ),
+        ({"args-value.date": "x", "args-value.time": "02:30"}, "valid date"),
     ],
 )
 def test_a_moment_that_is_none_is_an_error(values: dict[str, str], words: str) -> None:

@@ -46,6 +46,17 @@ def test_a_parameter_may_have_any_name() -> None:
     assert arguments_of(form) == (("5", 5, "5", 5, "5"), {"errors": "5"})
 
 
+def test_the_inputs_of_a_datetime_are_not_called_like_another_parameter() -> None:
+    def run(at: datetime, at_0: str, at_1: int) -> None:
+        """Have names like those of the inputs of a datetime."""
+
+    form = filled(
+        as_task(run), **{"at.date": "2024-07-01", "at.time": "10:00", "at_0": "x", "at_1": "1"}
+    )
+
+    assert arguments_of(form) == ((datetime(2024, 7, 1, 8, tzinfo=UTC), "x", 1), {})
+
+
 def test_two_forms_on_a_page_do_not_mix() -> None:
     task = task_of(int)
     data = query({"a-mode": "typed", "a-args-value": "1", "b-mode": "json", "b-json-args": "[2]"})

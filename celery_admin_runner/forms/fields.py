@@ -212,10 +212,19 @@ class TimeField(ParameterField):
         return str(value.isoformat())
 
 
+class DateTimeWidget(widgets.AdminSplitDateTime):
+    """Admin's widget; its two inputs can't be called like another parameter, ``name_0``."""
+
+    def __init__(self, attrs: Any = None) -> None:
+        """Make the widget, and name its inputs."""
+        super().__init__(attrs)
+        self.widgets_names = [".date", ".time"]
+
+
 class DateTimeField(ParameterField):
     """A date and a time of the current time zone, with admin's calendar and clock."""
 
-    widget = widgets.AdminSplitDateTime
+    widget = DateTimeWidget
 
     def __init__(self, *, is_naive: bool = False, **options: Any) -> None:
         """``is_naive``: the task wants a datetime without a time zone."""
