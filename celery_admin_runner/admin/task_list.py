@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.options import ShowFacets
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -24,6 +25,8 @@ from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import TaskInfo, all_task_infos, get_task_info
 from celery_admin_runner.runner import RUN_PERMISSION, TaskRunner
 
+#: Where the name of a task may be broken into lines.
+NAME_PARTS = re.compile(r"(?<=[._])")
 VIEW_PERMISSION = "celery_admin_runner.view_celerytask"
 
 
@@ -118,7 +121,9 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Show the name, and the first line of the docstring."""
         return format_html(
             '<span class="task-name">{}</span> <span class="task-summary">{}</span>',
-            task.info.name,
+            format_html_join(
+                "", "{}<wbr>", ((part,) for part in NAME_PARTS.split(task.info.name))
+            ),
             task.info.summary,
         )
 
@@ -134,7 +139,7 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if run is None:
             return display.EMPTY
         return format_html(
-            '{} <span class="task-last-run">{}, {}</span>',
+            '{} <span class="task-last-run"><span>{}</span>, {}</span>',
             self._linked_state(run),
             display.time_text(run.created_at),
             display.user_text(run),
