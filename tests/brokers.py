@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.celery_app import app
 
 #: A port on which nothing listens.
@@ -14,9 +16,8 @@ NO_BROKER = "redis://127.0.0.1:1/0"
 @contextmanager
 def broker_away(url: str = NO_BROKER) -> Iterator[None]:
     """Look for the broker at ``url``, where there is none."""
-    before = app.conf.broker_url, app.conf.broker_transport_options
-    app.conf.broker_url, app.conf.broker_transport_options = url, {}
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        # Celery 5.7 reads this variable before its own setting.
+        patch.setenv("CELERY_BROKER_URL", url)
+        patch.setitem(app.conf, "broker_transport_options", {})
         yield
-    finally:
-        app.conf.broker_url, app.conf.broker_transport_options = before
