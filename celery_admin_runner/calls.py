@@ -194,8 +194,6 @@ def _checked(task: Task, argument: Argument, user: AnyUser | None) -> Any:
         _refuse_changes(task, argument, tree)
     except ValidationError as error:
         raise InvalidCall(_messages(argument, error)) from error
-    except RecursionError as error:
-        raise InvalidCall({argument.place: [_("This is nested too deeply.")]}) from error
     except NotEncodable as error:
         raise InvalidCall({argument.place: [_discreet(argument, str(error))]}) from error
     except (*UNREADABLE, PydanticUserError) as error:

@@ -71,9 +71,9 @@ def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
 
 
 def _with_fixed_offset(value: datetime | time) -> datetime | time:
-    """Return the moment with its plain offset: the name of a zone does not travel."""
+    """Return the moment with its plain offset, or none: the name of a zone does not travel."""
     offset = value.utcoffset()
-    return value if offset is None else value.replace(tzinfo=timezone(offset), fold=0)
+    return value.replace(tzinfo=None if offset is None else timezone(offset), fold=0)
 
 
 def _mapping(value: Mapping[Any, Any], below: Callable[[Any], Any]) -> dict[str, Any]:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import re
+import typing
+from collections import deque
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from enum import Enum
+from fractions import Fraction
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Generic, Literal, NewType, TypeVar
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from django import forms
 from django.contrib.admin import widgets
+from django.contrib.auth.models import AbstractUser, Group, User
 from django.utils import translation
 from pydantic import (
     AnyUrl,
     AwareDatetime,
+    BaseModel,
+    ByteSize,
     EmailStr,
     Field,
+    FilePath,
+    Json,
+    JsonValue,
     NaiveDatetime,
+    NameEmail,
     PastDate,
     PositiveInt,
+    PostgresDsn,
+    Secret,
     SecretStr,
     StringConstraints,
 )
+from typing_extensions import TypeAliasType
 
+from celery_admin_runner.calls import signature_of
 from tests.forms import arguments_of, filled, form_of
 from tests.typed_tasks import (
     Colour,
@@ -143,6 +164,8 @@ def test_bounds_are_told_to_the_browser(annotation: Any, attributes: dict[str, s
         (tuple[int, ...], "1\n2", [1, 2]),
         (list[date], "2024-05-01", [date(2024, 5, 1)]),
         (list[bool], "yes\nno", [True, False]),
+        (list[datetime], "2024-07-01 10:00", [datetime(2024, 7, 1, 8, tzinfo=UTC)]),
+        (list[datetime], "2024-07-01 10:00Z", [datetime(2024, 7, 1, 10, tzinfo=UTC)]),
         (dict[str, int], '{"a": "1"}', {"a": 1}),
         (dict[str, int] | None, "", None),
         (int | str, '"1"', "1"),
@@ -200,6 +223,7 @@ def test_dates_are_read_as_the_users_language_writes_them() -> None:
         (list[Size], ["s", "x"], "Value 2: Input should be 's' or 'l'"),
         (list[int], "1\nx", "Value 2: Input should be a valid integer"),
         (tuple[int, str], "1", "Value 2: Field required"),
+        (list[datetime], "x\n2024-02-30 10:00", "Value 2: Input should be a valid datetime"),
         (dict[str, int], '{"a": "x"}', "a: Input should be a valid integer"),
         (dict[str, int], "x", "Enter valid JSON"),
         (dict[str, int], "", "required"),
@@ -317,3 +341,90 @@ def test_help_texts_are_the_docstrings_and_the_annotation_escaped() -> None:
     assert help_text == (
         "The &lt;script&gt;value&lt;/script&gt;. <code>Literal[&#x27;&lt;b&gt;&#x27;]</code>"
     )
+
+
+class Odd(Enum):
+    """Has values that no message carries."""
+
+    FUNCTION = object()
+    PAIR = (1, 2)
+
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """Is generic."""
+
+    items: list[Item]
+
+
+Numbers = TypeAliasType("Numbers", list[int])
+Meters = NewType("Meters", float)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        object,
+        None,
+        type[int],
+        list,
+        tuple,
+        dict,
+        tuple[()],
+        Callable[[int], str],
+        Callable,
+        Iterable[int],
+        deque[int],
+        typing.List[int],  # noqa: UP006
+        JsonValue,
+        Json[int],
+        Odd,
+        list[Odd],
+        Literal[b"a", Colour.RED],
+        Page[int],
+        Page,
+        Numbers,
+        Numbers | None,
+        Meters,
+        Path,
+        FilePath,
+        IPv4Address,
+        IPv4Network,
+        re.Pattern,
+        complex,
+        ByteSize,
+        ZoneInfo,
+        Fraction,
+        NameEmail,
+        PostgresDsn,
+        Secret[int],
+        list[SecretStr],
+        date | datetime,
+        int | None | str,
+        Annotated[int | None, Field(ge=1)],
+        Annotated[list[int], Field(max_length=2)],
+        ModuleType,
+        User | Group,
+        User | int | None,
+        dict[str, User],
+        AbstractUser,
+        Any | None,
+        "Nothing",
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("typed", ["", "1", "[1]", "x", '{"a": {}}'])
+@pytest.mark.django_db
+def test_whatever_the_annotation_there_is_a_form_and_no_exception(
+    annotation: Any, typed: str
+) -> None:
+    task = task_of(annotation)
+
+    unfilled, form = form_of(task), filled(task, value=typed)
+    form.is_valid()
+
+    assert "value" in unfilled.parameters.as_p() or unfilled.problem
+    assert form.errors or form.call
+    assert signature_of(task).parameters[0].json_schema() is not None

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 import typing
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NewType, NotRequired, TypedDict
 
 import pytest
 from annotated_types import Ge
+from django.contrib.auth.models import User
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, SecretStr
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from celery_admin_runner.annotations import annotation_text, shape_of
+from celery_admin_runner.calls import signature_of
 from celery_admin_runner.parameters import Default, fields_of, has_secret, read_signature
 from celery_admin_runner.redaction import is_secret_name
 from tests import typed_tasks
-from tests.typed_tasks import Address, Line, Opaque, Order, Pair, Point, app, as_task
+from tests.typed_tasks import Address, Line, Opaque, Order, Pair, Point, app, as_task, task_of
 
 
 def names(function: Any) -> list[str]:
@@ -235,3 +239,45 @@ def test_an_annotation_is_taken_apart(annotation: Any, base: Any, bound: Any) ->
     shape = shape_of(annotation)
 
     assert (shape.base, shape.constraint("ge")) == (base, bound)
+
+
+def test_the_json_schema_of_an_object_is_that_of_its_key() -> None:
+    user, groups, kind = signature_of(as_task(typed_tasks.greet)).parameters
+
+    assert user.json_schema() == {"type": "integer", "title": "Primary key of auth.User"}
+    assert groups.json_schema()["items"]["title"] == "Primary key of auth.Group"
+    assert (user.annotation_text, groups.annotation_text) == ("User", "list[Group]")
+    assert kind.annotation_text == "ContentType | None"
+
+
+def test_an_object_as_default_is_its_key() -> None:
+    assert signature_of(task_of(User, User(pk=7))).parameters[0].default == 7
+
+
+def test_a_docstring_that_is_none_is_no_problem() -> None:
+    def run(a: int) -> None: ...
+
+    run.__doc__ = 5  # type: ignore[assignment]
+
+    assert read_signature(run).summary == ""
+
+
+def test_the_fields_of_a_class_whose_annotations_are_broken_are_not_known() -> None:
+    @dataclass
+    class Broken:
+        a: Unknown  # noqa: F821
+
+    assert fields_of(Broken) == ()
+
+
+def test_the_defaults_of_a_dataclass_are_pydantics_too() -> None:
+    @pydantic_dataclass
+    class Mixed:
+        one: int = Field(default=1)
+        many: list[int] = field(default_factory=list)
+        own: int = field(init=False, default=0)
+
+    assert [(item.name, item.default) for item in fields_of(Mixed)] == [
+        ("one", 1),
+        ("many", Default.COMPUTED),
+    ]

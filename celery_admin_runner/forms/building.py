@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
@@ -24,8 +23,6 @@ from celery_admin_runner.exceptions import NotEncodable
 from celery_admin_runner.forms.fields import (
     CheckField,
     ChoiceField,
-    DateField,
-    DateTimeField,
     Empty,
     JsonField,
     LinesField,
@@ -33,10 +30,10 @@ from celery_admin_runner.forms.fields import (
     NullCheckField,
     ParameterField,
     TextField,
-    TimeField,
     choices_by_text,
     number_attributes,
 )
+from celery_admin_runner.forms.moments import DateField, DateTimeField, TimeField
 from celery_admin_runner.forms.objects import Viewer, object_field, objects_field
 from celery_admin_runner.model_keys import ModelKey
 from celery_admin_runner.parameters import UNREADABLE, Default, Parameter
@@ -207,21 +204,17 @@ def _is_text(shape: Shape) -> bool:
 
 
 def _choices(shape: Shape) -> dict[str, tuple[Any, Any]]:
-    """Return the choices of a Literal or an Enum, else nothing."""
+    """Return the choices of a Literal or an Enum, else nothing; nothing if they can't be sent."""
     if shape.origin is Literal:
-        values = [item for item in _literals(shape) if item is not None]
-        return choices_by_text([(_plain(item), _label(item)) for item in values])
-    if is_class(shape.base, Enum):
-        return choices_by_text([(_plain(item), _label(item)) for item in shape.base])
-    return {}
-
-
-def _literals(shape: Shape) -> tuple[Any, ...]:
-    return typing.get_args(shape.base)
-
-
-def _plain(item: Any) -> Any:
-    return revealed(to_wire(item)) if isinstance(item, Enum) else item
+        items = [item for item in shape.arguments if item is not None]
+    elif is_class(shape.base, Enum):
+        items = list(shape.base)
+    else:
+        return {}
+    try:
+        return choices_by_text([(revealed(to_wire(item)), _label(item)) for item in items])
+    except NotEncodable:
+        return {}
 
 
 def _label(item: Any) -> Any:

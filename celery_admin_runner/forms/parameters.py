@@ -15,15 +15,14 @@ from celery_admin_runner.annotations import shape_of
 from celery_admin_runner.binding import Place
 from celery_admin_runner.forms.building import can_show, field_for, typed_or_blank, wire_default
 from celery_admin_runner.forms.fields import (
-    DateField,
     Empty,
     JsonField,
     LinesField,
     MultipleChoiceField,
     ParameterField,
     TextField,
-    TimeField,
 )
+from celery_admin_runner.forms.moments import DateField, TimeField
 from celery_admin_runner.forms.objects import ObjectField, ObjectsField, Viewer
 from celery_admin_runner.parameters import Default, Parameter, Signature, fields_of
 from celery_admin_runner.redaction import is_secret_name
