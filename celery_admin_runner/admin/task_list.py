@@ -139,7 +139,7 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if run is None:
             return display.EMPTY
         return format_html(
-            '{} <span class="task-last-run"><span>{}</span>, {}</span>',
+            '{} <span class="task-last-run">{}, {}</span>',
             self._linked_state(run),
             display.time_text(run.created_at),
             display.user_text(run),
