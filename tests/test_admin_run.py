@@ -265,7 +265,8 @@ def test_the_message_is_sent_when_requests_are_atomic(
     response = client.post(page_of(ADD), typed(args_a="1", args_b="2"))
 
     run = TaskRunRecord.objects.get()
-    assert run.state == State.PENDING
+    # A worker of another test may have run it already.
+    assert run.state in {State.PENDING, State.STARTED, State.SUCCESS}
     assert messages_of(response) == ["1 task was sent."]
 
 

@@ -1,6 +1,6 @@
 """The main job in a real browser, with a real server, broker and worker.
 
-``BROWSER`` names the Chromium to use; without it these tests are left out.
+``TEST_BROWSER`` names the Chromium to use; without it these tests are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from celery_admin_runner.states import State
 from tests.factories import make_superuser
 from tests.waiting import wait_for_state
 
-BROWSER = os.environ.get("BROWSER", "")
+BROWSER = os.environ.get("TEST_BROWSER", "")
 #: So that Chromium starts in a container, and asks nobody outside of it.
 OPTIONS = (
     "--no-sandbox",
@@ -30,7 +30,7 @@ OPTIONS = (
 )
 PASSWORD = "only for tests"
 
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no browser: BROWSER names no Chromium")
+pytestmark = pytest.mark.skipif(not BROWSER, reason="TEST_BROWSER names no Chromium")
 
 
 @pytest.fixture(scope="module")
