@@ -117,6 +117,7 @@ def test_an_optional_model_needs_its_fields_once_one_is_filled_in() -> None:
     assert arguments_of(form) == ((ORDER | {"customer": ""},), {})
     assert not point.is_valid()
     assert point.parameters.errors == {"value.x": ["This field is required."]}
+    assert not point.parameters.fields["value.x"].required
 
 
 def test_an_optional_model_with_a_default_can_be_made_none() -> None:

@@ -268,7 +268,7 @@ def _blankable_field(
     field = field_for(
         replace(parameter, annotation=annotation, default=default), viewer, label=label
     )
-    field.is_lenient = True
+    field.is_lenient, field.required = True, False
     if parameter.is_required and annotation != parameter.annotation:
         field.when_empty = Empty.REQUIRED
     return field
