@@ -157,7 +157,9 @@ class TaskRunner:
     @cached_property
     def _group_names(self) -> frozenset[str]:
         """The names of the user's groups, asked for once."""
-        groups = Group.objects.filter(user__pk=getattr(self.user, "pk", None))
+        if self.user is None or self.user.pk is None:
+            return frozenset()
+        groups = Group.objects.filter(user__pk=self.user.pk)
         return frozenset(groups.values_list("name", flat=True))
 
     def _permitted(self, task_name: str) -> TaskInfo:
