@@ -128,7 +128,10 @@ def tasks_response(
 def run_response(
     request: HttpRequest, info: TaskInfo, *, admin_site: AdminSite, runner: TaskRunner
 ) -> JsonResponse:
-    """Run the task as the body of the request says, and answer with the run, or with why not."""
+    """Run the task as the body of the request says, and answer with the run, or with why not.
+
+    Of a task's rule all counts but ``confirm``, which is a question to people.
+    """
     try:
         return _run(request, info, admin_site, runner)
     except TaskNotFound as error:
