@@ -117,8 +117,13 @@ def get_task_info(task_name: str) -> TaskInfo:
 
 
 def all_task_infos() -> list[TaskInfo]:
-    """Return every registered task by name; with SHOW_ONLY_RUNNABLE only those that can be run."""
-    infos = (_info(task) for _, task in sorted(celery_app().tasks.items()))
+    """Return every registered task by name, Celery's own last.
+
+    With SHOW_ONLY_RUNNABLE only those that can be run.
+    """
+    tasks = celery_app().tasks
+    names = sorted(tasks, key=lambda name: (name.startswith(CELERY_PREFIX), name))
+    infos = (_info(tasks[name]) for name in names)
     return [info for info in infos if info.is_runnable or not settings.SHOW_ONLY_RUNNABLE]
 
 

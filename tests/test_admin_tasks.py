@@ -305,7 +305,8 @@ def test_tasks_are_sorted_by_each_column(client: Client, operator: User) -> None
     make_runs(2, task_name=ADD, started_at=now - timedelta(seconds=3), finished_at=now)
     names = sorted(info.name for info in all_task_infos())
 
-    assert listed(client) == names
+    assert listed(client) == [info.name for info in all_task_infos()]
+    assert listed(client, o="1") == names
     assert listed(client, o="-1") == names[::-1]
     assert listed(client, o="3")[:2] == [FAIL, ADD]
     assert listed(client, o="-3")[:2] == [ADD, FAIL]

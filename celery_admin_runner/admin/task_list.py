@@ -46,7 +46,6 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     #: Makes the search box; ``registry.matching`` does the search.
     search_fields = ("task_name",)
     search_help_text = _("Words in the name or the description")
-    ordering = ("task_name",)
     list_per_page = 100
     show_facets = ShowFacets.NEVER
 
