@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import QueueNotFound
+from django.db import router
 from django.utils import timezone
 from kombu import pools
 from kombu.connection import Connection
@@ -101,7 +102,7 @@ def publish(task: Task, run: TaskRunRecord, message: Message) -> bool:
     """
     options = from_plain(run.options)
     headers = {**options.pop("headers", {}), **message.headers(run.task_id)}
-    options.update(eta=run.eta, expires=run.expires_at)
+    options.update(eta=_aware(run.eta), expires=_aware(run.expires_at))
     connection = bounded_connection(task.app)
     try:
         with pools.producers[connection].acquire(block=True, timeout=BROKER_TIMEOUT) as producer:
@@ -174,4 +175,11 @@ def _record_handover(run: TaskRunRecord) -> None:
         run.state, run.published_at = State.PENDING, now
     else:
         TaskRunRecord.objects.filter(pk=run.pk, published_at=None).update(published_at=now)
-        run.refresh_from_db()
+        run.refresh_from_db(using=router.db_for_write(TaskRunRecord))
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    """Return a moment with its time zone: Celery takes those without one for UTC."""
+    if moment is None or timezone.is_aware(moment):
+        return moment
+    return timezone.make_aware(moment, timezone.get_default_timezone())

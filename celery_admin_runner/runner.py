@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery.app.task import Task
+from django.conf import settings
 from django.contrib.auth.models import Group
+from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import models, router, transaction
 from django.utils import timezone
@@ -204,8 +206,10 @@ class TaskRunner:
             claimed_at=now,
         )
         if obj is not None:
-            run.obj = obj
-        run.save(force_insert=True)
+            # Not ``run.obj = obj``, which would move the run to the object's database.
+            kinds = ContentType.objects.db_manager(_database())
+            run.content_type_id, run.object_id = kinds.get_for_model(obj).pk, obj.pk
+        run.save(force_insert=True, using=_database())
         return run
 
     def _send(self, task: Task, run: TaskRunRecord, message: Message) -> None:
@@ -240,19 +244,30 @@ def _moment(eta: datetime | None, countdown: float | None, now: datetime) -> dat
     """Return the earliest start that ``eta`` or ``countdown`` asks for."""
     if eta is not None and countdown is not None:
         raise InvalidArguments({ALL: [_("Give an earliest start or a countdown, not both.")]})
-    if eta is not None and timezone.is_naive(eta):
-        raise InvalidArguments({ALL: [_("The earliest start needs a time zone.")]})
-    return eta if countdown is None else _moment_of(countdown, now)
+    return _moment_of(eta if countdown is None else countdown, now)
 
 
 def _moment_of(value: datetime | float | None, now: datetime) -> datetime | None:
     """Return the moment that a datetime, or a number of seconds from now, means."""
-    if value is None or isinstance(value, datetime):
-        return value
+    if value is None:
+        return None
     try:
+        if isinstance(value, datetime):
+            return _stored_moment(value)
         return now + timedelta(seconds=value)
     except (OverflowError, ValueError) as error:
         raise InvalidArguments({ALL: [_("That is too far from now.")]}) from error
+
+
+def _stored_moment(moment: datetime) -> datetime:
+    """Return a moment as the database takes it: aware, but naive on a site without USE_TZ."""
+    if timezone.is_naive(moment):
+        if settings.USE_TZ:
+            raise InvalidArguments({ALL: [_("A moment needs a time zone.")]})
+        return moment
+    if settings.USE_TZ:
+        return moment
+    return timezone.make_naive(moment, timezone.get_default_timezone())
 
 
 def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

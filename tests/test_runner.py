@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from celery import signals
 from django.contrib.auth.models import AnonymousUser, Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
@@ -280,6 +281,50 @@ def test_a_run_that_can_not_be_sent_again_says_why(fields):
 def test_a_secret_is_not_kept_until_later():
     with pytest.raises(InvalidArguments):
         TaskRunner().run("tests.tasks.tell_secret", ["x", "y"], countdown=5)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("is_countdown", [True, False])
+def test_a_run_starts_and_expires_at_the_right_moment_also_without_use_tz(
+    settings, use_tz, is_countdown
+):
+    settings.USE_TZ = use_tz
+    sent = {}
+
+    def listen(headers, **kwargs):
+        sent.update(headers)
+
+    begin = datetime.now(UTC)
+    when = {"countdown": 600} if is_countdown else {"eta": begin + timedelta(seconds=600)}
+    signals.before_task_publish.connect(listen)
+    run = TaskRunner().run("tests.tasks.add", [1], expires=1200, **when)
+    signals.before_task_publish.disconnect(listen)
+
+    slack = timedelta(seconds=30)
+    assert abs(datetime.fromisoformat(sent["eta"]) - begin - timedelta(seconds=600)) < slack
+    assert abs(datetime.fromisoformat(sent["expires"]) - begin - timedelta(seconds=1200)) < slack
+    assert timezone.is_aware(TaskRunRecord.objects.get(pk=run.pk).eta) is use_tz
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "when", [{"eta": datetime(2030, 1, 1)}, {"expires": datetime(2030, 1, 1)}]
+)
+def test_a_moment_without_a_time_zone_is_refused(when):
+    with pytest.raises(InvalidArguments):
+        TaskRunner().run("tests.tasks.add", [1], **when)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_about_an_object_of_another_database_stays_in_the_journal():
+    group = Group.objects.create(name="Finance")
+    group._state.db = "elsewhere"
+
+    run = TaskRunner().run("tests.tasks.add", [1], obj=group)
+
+    assert run.state == State.PENDING
+    assert TaskRunRecord.objects.get().obj == Group.objects.get()
 
 
 @pytest.mark.django_db(transaction=True)
