@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from celery.app.task import Task
 from django.conf import settings
-from django.contrib.auth.models import Group
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import models, router, transaction
@@ -161,8 +160,7 @@ class TaskRunner:
         """The names of the user's groups, asked for once."""
         if self.user is None or self.user.pk is None:
             return frozenset()
-        groups = Group.objects.filter(user__pk=self.user.pk)
-        return frozenset(groups.values_list("name", flat=True))
+        return frozenset(self.user.groups.values_list("name", flat=True))
 
     def _permitted(self, task_name: str) -> TaskInfo:
         """Return the task if it can be run, and by this user."""

@@ -22,6 +22,7 @@ from celery_admin_runner.exceptions import (
 )
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.redaction import MASK
+from celery_admin_runner.registry import get_task_info
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.signals import TaskRunSignal
 from celery_admin_runner.states import State
@@ -110,6 +111,28 @@ def test_a_rule_asks_for_a_permission_and_a_group(configure):
     run = TaskRunner(user).run("tests.tasks.add", [1])
 
     assert run.state == State.PENDING
+
+
+@pytest.mark.django_db
+def test_a_user_model_of_the_project_says_which_groups_a_user_is_in(configure):
+    class Clerk:
+        """A user whose model relates to groups in a way of its own."""
+
+        pk = 1
+        is_active = True
+        is_superuser = False
+
+        @property
+        def groups(self):
+            return Group.objects.filter(name="Finance")
+
+        def has_perm(self, name):
+            return True
+
+    configure(RUNNABLE_TASKS={"tests.*": {"groups": ["Finance"]}})
+    Group.objects.create(name="Finance")
+
+    assert TaskRunner(Clerk()).may_run(get_task_info("tests.tasks.add"))
 
 
 @pytest.mark.django_db(transaction=True)
