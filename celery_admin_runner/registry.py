@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery, current_app
 from celery.app.task import Task
+from celery.exceptions import QueueNotFound
 from django.utils.module_loading import import_string
 
 from celery_admin_runner.conf import settings
@@ -18,6 +19,9 @@ from celery_admin_runner.exceptions import TaskNotFound
 
 #: Celery's own tasks begin so; they are listed and never runnable.
 CELERY_PREFIX = "celery."
+#: What routing raises for a queue that is not configured, and the project's own router
+#: for a call whose arguments it needs.
+UNROUTABLE = (QueueNotFound, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,8 @@ def _queue(task: Task) -> str:
     own = getattr(task, "queue", None)
     if own:
         return str(own)
-    route = task.app.amqp.router.route({}, task.name)
-    queue = route.get("queue")
+    try:
+        queue = task.app.amqp.router.route({}, task.name).get("queue")
+    except UNROUTABLE:
+        return ""
     return str(getattr(queue, "name", queue or ""))

@@ -30,6 +30,25 @@ def routed():
     """Go where the router says."""
 
 
+lost_app = Celery("lost", set_as_current=False)
+lost_app.conf.task_create_missing_queues = False
+lost_app.conf.task_routes = {"tests.*": {"queue": "not configured"}}
+
+
+@lost_app.task(name="tests.lost")
+def lost():
+    """Go to a queue that is not there."""
+
+
+picky_app = Celery("picky", set_as_current=False)
+picky_app.conf.task_routes = (lambda name, args, kwargs, options, task=None: {"queue": args[0]},)
+
+
+@picky_app.task(name="tests.picked")
+def picked(queue):
+    """Go where the argument says."""
+
+
 @pytest.fixture
 def registered():
     """Tell the tasks that were registered before; those of one test go with it."""
@@ -86,6 +105,13 @@ def test_what_is_known_of_a_task():
     assert info.queue == app.conf.task_default_queue
     assert info.is_runnable
     assert info.rule == Rule()
+
+
+@pytest.mark.parametrize(("app_name", "task"), [("lost_app", "lost"), ("picky_app", "picked")])
+def test_a_task_that_can_not_be_routed_is_listed_without_a_queue(configure, app_name, task):
+    configure(APP=f"tests.test_registry:{app_name}")
+
+    assert get_task_info(f"tests.{task}").queue == ""
 
 
 @pytest.mark.usefixtures("registered")
