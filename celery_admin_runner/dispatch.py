@@ -39,6 +39,8 @@ TRANSPORT_TIMEOUTS: Mapping[str, Mapping[str, float]] = {
     "redis": {"socket_connect_timeout": BROKER_TIMEOUT, "socket_timeout": BROKER_TIMEOUT},
     "amqp": {"read_timeout": BROKER_TIMEOUT, "write_timeout": BROKER_TIMEOUT},
 }
+#: What kombu 5.7 raises for a broker's address that it can't read or has no library for.
+UNUSABLE_ADDRESS = (ImportError, LookupError, TypeError, ValueError)
 #: A claim older than this belongs to nobody any more: who made it has died.
 CLAIM_LASTS = timedelta(minutes=1)
 
@@ -103,7 +105,11 @@ def publish(task: Task, run: TaskRunRecord, message: Message) -> bool:
     options = from_plain(run.options)
     headers = {**options.pop("headers", {}), **message.headers(run.task_id)}
     options.update(eta=_aware(run.eta), expires=_aware(run.expires_at))
-    connection = bounded_connection(task.app)
+    try:
+        connection = bounded_connection(task.app)
+    except UNUSABLE_ADDRESS as error:
+        record_failure(run, describe_address(error))
+        return False
     try:
         with pools.producers[connection].acquire(block=True, timeout=BROKER_TIMEOUT) as producer:
             task.apply_async(
@@ -155,6 +161,12 @@ def describe(error: Exception, connection: Connection) -> str:
     """Return what a broker's error says, without the broker's password."""
     secrets = [connection.password] if connection.password else []
     return storable_text(scrub(f"{type(error).__name__}: {error}", secrets))
+
+
+def describe_address(error: Exception) -> str:
+    """Return what is wrong with a broker's address, without quoting it: it holds a password."""
+    detail = f": {error}" if isinstance(error, ImportError) else ""
+    return f"The settings name a broker that can't be used: {type(error).__name__}{detail}."
 
 
 def record_failure(run: TaskRunRecord, text: str) -> None:

@@ -119,6 +119,20 @@ def test_a_broker_that_never_answers_is_given_up_within_five_seconds(scheme):
     assert TaskRunRecord.objects.get().publish_error
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("url", ["nosuch://x", "sqs://", "amqp://me:se/same@host//"])
+def test_a_broker_that_can_not_be_used_is_told_like_one_that_is_away(url):
+    run = make_run(state=State.UNSENT, task_name="tests.tasks.add")
+
+    with broker_away(url):
+        handed_over = publish(add, run, Message(args=[1], kwargs={}))
+
+    assert not handed_over
+    error = TaskRunRecord.objects.get().publish_error
+    assert error.startswith("The settings name a broker that can't be used: ")
+    assert "'se'" not in error
+
+
 def test_a_connection_that_we_publish_by_gives_up_soon():
     options = bounded_connection(app).transport_options
 
