@@ -15,7 +15,7 @@ from typing import Any
 from celery import signals
 from celery.app.task import Context, Task
 from celery.states import IGNORED
-from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 from kombu.utils.encoding import safe_str
 
@@ -52,10 +52,11 @@ def recording(receiver: Callable[..., None]) -> Callable[..., None]:
 
 
 def leaving_no_connection(receiver: Callable[..., None]) -> Callable[..., None]:
-    """Close the database connection that a receiver opened in a worker's parent process.
+    """Close the database connections that a receiver used in a worker's parent process.
 
     Celery closes those of a task around the task; in the parent one would grow
-    stale, and its children would inherit it.
+    stale, whatever CONN_MAX_AGE says, and the next report would be lost by it. In
+    eager mode the caller's transaction keeps its own.
     """
 
     @wraps(receiver)
@@ -63,7 +64,9 @@ def leaving_no_connection(receiver: Callable[..., None]) -> Callable[..., None]:
         try:
             receiver(**kwargs)
         finally:
-            close_old_connections()
+            for connection in connections.all(initialized_only=True):
+                if not connection.in_atomic_block:
+                    connection.close()
 
     return closing
 
@@ -101,6 +104,7 @@ def on_success(sender: Task, result: Any, **kwargs: Any) -> None:
 
 
 @recording
+@leaving_no_connection
 def on_failure(
     sender: Task, task_id: str, exception: BaseException, einfo: Any, **kwargs: Any
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
+from celery import signals
 from django.db import DatabaseError, connection
 from django.utils import timezone
 
@@ -184,6 +187,31 @@ def test_each_report_is_one_update(django_assert_num_queries):
         tracking.record_success(run.task_id, attempt=0, result=1, now=timezone.now())
 
     assert all(query["sql"].startswith("UPDATE") for query in captured)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_report_of_a_workers_parent_leaves_no_connection_however_long_they_are_kept(
+    monkeypatch,
+):
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
+    run = make_run(state=State.STARTED)
+    kept = {}
+
+    def report() -> None:
+        """Report as the parent does: in a thread of its own that holds no request."""
+        signals.task_failure.send(
+            sender=add, task_id=run.task_id, exception=ValueError("killed"), einfo=None
+        )
+        kept["connection"] = connection.connection
+        connection.close()
+
+    parent = Thread(target=report)
+    parent.start()
+    parent.join()
+
+    run.refresh_from_db()
+    assert run.state == State.FAILURE
+    assert kept == {"connection": None}
 
 
 @pytest.mark.django_db
