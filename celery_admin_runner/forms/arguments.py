@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from django import forms
-from django.forms.utils import ErrorDict
 from django.utils.translation import gettext_lazy as _
 
+from celery_admin_runner.forms.drafts import DraftForm
 from celery_admin_runner.forms.fields import Empty, JsonField
 from celery_admin_runner.parameters import Parameter
 
 _ANY = Parameter(name="", kind=None)
 
 
-class ArgumentsForm(forms.Form):
+class ArgumentsForm(DraftForm):
     """Positional and keyword arguments, each as one JSON text."""
-
-    use_required_attribute = False
-    #: Neither checked nor complained about: the arguments are given in the typed form.
-    is_draft = False
 
     args = JsonField(
         parameter=_ANY,
@@ -37,14 +32,6 @@ class ArgumentsForm(forms.Form):
         help_text=_("A JSON object."),
         initial="{}",
     )
-
-    def full_clean(self) -> None:
-        """Check what was typed, unless it is not what counts."""
-        if not self.is_draft:
-            super().full_clean()
-            return
-        self._errors = ErrorDict()
-        self.cleaned_data: dict[str, Any] = {}
 
     def given(self, name: str) -> Any:
         """Return the args or the kwargs, None if they are empty or can't be read."""

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django import forms
-from django.forms.utils import ErrorDict
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.annotations import shape_of
 from celery_admin_runner.binding import Place
 from celery_admin_runner.forms.building import can_show, field_for, typed_or_blank, wire_default
+from celery_admin_runner.forms.drafts import DraftForm
 from celery_admin_runner.forms.fields import (
     Empty,
     JsonField,
@@ -45,13 +44,10 @@ class Part:
     default: Any = None
 
 
-class ParametersForm(forms.Form):
+class ParametersForm(DraftForm):
     """A field for each parameter; those of a model are called ``parameter.field``."""
 
     fields: dict[str, ParameterField]  # type: ignore[assignment]
-    use_required_attribute = False
-    #: Neither checked nor complained about: the arguments are given as JSON.
-    is_draft = False
 
     def __init__(
         self,
@@ -76,14 +72,6 @@ class ParametersForm(forms.Form):
         for name, text in texts.items():
             if isinstance(self.fields.get(name), _TEXTUAL):
                 self.initial[name] = text
-
-    def full_clean(self) -> None:
-        """Check what was typed, unless it is not what counts."""
-        if not self.is_draft:
-            super().full_clean()
-            return
-        self._errors = ErrorDict()
-        self.cleaned_data: dict[str, Any] = {}
 
     def arguments(self) -> dict[str, Any]:
         """Return what is to be validated and sent, by parameter; unchanged defaults are not.
