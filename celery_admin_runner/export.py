@@ -72,21 +72,6 @@ class CsvBatch:
     rows: int
 
 
-def csv_lines(
-    queryset: TaskRunRecordQuerySet,
-    fields: Sequence[str] = EXPORT_FIELDS,
-    *,
-    batch_size: int = 2000,
-) -> Iterator[str]:
-    """Yield the runs as CSV, newest first: the header, then the lines of a batch at a time.
-
-    Times are ISO 8601 in UTC, durations seconds, JSON is text without envelopes.
-    """
-    resource = TaskRunRecordResource()
-    for batch in csv_batches(queryset, resource, fields, batch_size=batch_size):
-        yield batch.text
-
-
 def write_csv(queryset: TaskRunRecordQuerySet, file: TextIO) -> int:
     """Write the runs as CSV to ``file`` and return how many; open it with ``newline=""``."""
     rows = 0
@@ -104,6 +89,8 @@ def csv_batches(
     batch_size: int = 2000,
 ) -> Iterator[CsvBatch]:
     """Yield the header, then the runs in batches of at most ``batch_size``, newest first.
+
+    Times are ISO 8601 in UTC, durations seconds, JSON is text without envelopes.
 
     Each batch is one query by primary key, so that no database, client or cursor
     holds the whole answer, and no transaction stays open while a client reads.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -65,7 +64,6 @@ def test_two_forms_on_a_page_do_not_mix() -> None:
 
     assert arguments_of(one) == ((1,), {})
     assert arguments_of(two) == ((2,), {})
-    assert one.hidden_data() == [("a-mode", "typed"), ("a-args-value", "1")]
 
 
 def test_untyped_and_extra_parameters_are_json() -> None:
@@ -259,7 +257,6 @@ def test_a_form_that_was_not_sent_is_not_valid() -> None:
 
     assert not form.is_valid()
     assert form.errors == {}
-    assert form.hidden_data() == []
 
 
 # Options
@@ -363,28 +360,6 @@ def test_the_errors_of_the_runner_stand_at_their_fields() -> None:
     assert as_json.json.non_field_errors() == ["not at all"]
 
 
-def test_what_was_posted_can_be_repeated() -> None:
-    values = {
-        "mode": "typed",
-        "args-password": "p-w",
-        "args-several": ["a", "b"],
-        "json-args": "[1\r\n]",
-        "options-queue": "q",
-        "csrfmiddlewaretoken": "x",
-    }
-
-    form = form_of(task_of(str, name="password"), data=query(values))
-
-    assert form.hidden_data() == [
-        ("mode", "typed"),
-        ("args-password", "p-w"),
-        ("args-several", "a"),
-        ("args-several", "b"),
-        ("json-args", "[1\r\n]"),
-        ("options-queue", "q"),
-    ]
-
-
 def test_a_secret_is_shown_again_only_to_who_just_typed_it() -> None:
     task = task_of(Credentials)
 
@@ -405,6 +380,4 @@ def test_a_date_far_away_is_no_exception() -> None:
     late = (timezone.now() + timedelta(days=1)).replace(year=9999)
     form = with_options(eta_0=late.strftime("%Y-12-31"), eta_1="23:59:59")
 
-    form.is_valid()
-
-    assert json.loads(json.dumps(form.hidden_data()))
+    assert form.is_valid() or "options" in form.errors

@@ -168,15 +168,3 @@ class RunForm:
         self.json.add_error(
             "kwargs" if is_named else "args", [f"{path}: {text}" for text in texts]
         )
-
-    def hidden_data(self) -> list[tuple[str, str]]:
-        """Return the names and values that repeat the POST, secrets too: for a confirmation."""
-        if self.data is None:
-            return []
-        own = tuple(f"{self.prefix}{part}-" for part in ("args", "json", "options"))
-        return [
-            (name, value)
-            for name, values in self.data.lists()
-            if name.startswith(own) or name == f"{self.prefix}mode"
-            for value in values
-        ]
