@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from django.utils.dateparse import parse_duration
 from django.utils.duration import duration_iso_string
+from django.utils.translation import gettext as _
 from kombu.utils.json import dumps, loads, register_type
 
 from celery_admin_runner.exceptions import NotEncodable
@@ -54,7 +55,8 @@ def to_plain(value: Any) -> Any:
         text = dumps(value, allow_nan=False)
         plain = json.loads(text)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise NotEncodable(f"This can't be written as JSON: {error}") from error
+        text = _("This can't be written as JSON: %(error)s") % {"error": error}
+        raise NotEncodable(text) from error
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _refuse_deep(plain)
     if "\\u0000" in text or "\\ud" in text.lower():
@@ -93,11 +95,11 @@ def storable_text(text: str) -> str:
 def _refuse_deep(plain: Any) -> None:
     """Raise NotEncodable if ``plain`` has more than MAX_DEPTH levels; looks level by level."""
     level = [plain]
-    for _ in range(MAX_DEPTH + 1):
+    for _level in range(MAX_DEPTH + 1):
         level = [child for item in level for child in _children(item)]
     if level:
         raise NotEncodable(
-            f"This is nested too deeply: more than {MAX_DEPTH} lists and objects in each other."
+            _("This is nested too deeply: more than %(limit)s levels.") % {"limit": MAX_DEPTH}
         )
 
 
@@ -111,12 +113,12 @@ def _refuse_unstorable(plain: Any) -> None:
     """Raise NotEncodable if a text in ``plain`` can't be stored by every database."""
     if isinstance(plain, str):
         if "\x00" in plain:
-            raise NotEncodable("A text holds a NUL character, which can't be stored.")
+            raise NotEncodable(_("A text holds a NUL character, which can't be stored."))
         try:
             plain.encode()
         except UnicodeEncodeError as error:
             raise NotEncodable(
-                "A text holds half a character (a lone surrogate), which can't be stored."
+                _("A text holds half a character (a lone surrogate), which can't be stored.")
             ) from error
     elif isinstance(plain, dict):
         for key, item in cast("dict[str, Any]", plain).items():

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from django.utils.functional import Promise
+from django.utils.translation import gettext as _
 from pydantic import BaseModel, RootModel, Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
@@ -41,7 +42,9 @@ def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
     Raises NotEncodable.
     """
     if depth > MAX_DEPTH:
-        raise NotEncodable(f"This is nested too deeply: more than {MAX_DEPTH} levels.")
+        raise NotEncodable(
+            _("This is nested too deeply: more than %(limit)s levels.") % {"limit": MAX_DEPTH}
+        )
     below = partial(to_wire, only_set=only_set, depth=depth + 1)
     if value is None or type(value) in _NATIVE:
         return value
@@ -79,11 +82,13 @@ def _with_fixed_offset(value: datetime | time) -> datetime | time:
 def _mapping(value: Mapping[Any, Any], below: Callable[[Any], Any]) -> dict[str, Any]:
     tree = {_key(key): below(item) for key, item in value.items()}
     if len(tree) != len(value):
-        raise NotEncodable("Two keys are the same when written as text.")
+        raise NotEncodable(_("Two keys are the same when written as text."))
     if tree.keys() == _ENVELOPE:
         raise NotEncodable(
-            "A dict whose only keys are __type__ and __value__ can't be sent: "
-            "Celery's serializer keeps these for itself."
+            _(
+                "A dict whose only keys are __type__ and __value__ can't be sent: "
+                "Celery's serializer keeps these for itself."
+            )
         )
     return {key: _hidden_if_named(key, item) for key, item in tree.items()}
 
@@ -103,7 +108,10 @@ def _key(key: Any) -> str:
         return str(to_jsonable_python(key))
     if isinstance(key, int | float | Decimal | UUID):
         return str(key)
-    raise NotEncodable(f"A key of a dict must be a text or a number, not {type(key).__name__}.")
+    raise NotEncodable(
+        _("A key of a dict must be a text or a number, not %(type)s.")
+        % {"type": type(key).__name__}
+    )
 
 
 def _model_items(model: BaseModel, only_set: bool) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def _set(value: Iterable[Any], below: Callable[[Any], Any]) -> Any:
     try:
         return frozenset(items) if isinstance(value, frozenset) else set(items)
     except TypeError as error:
-        raise NotEncodable("A set can hold texts, numbers and dates only.") from error
+        raise NotEncodable(_("A set can hold texts, numbers and dates only.")) from error
 
 
 def _leaf(value: Any) -> Any:
@@ -145,7 +153,7 @@ def _leaf(value: Any) -> Any:
     except (PydanticSerializationError, ValueError) as error:
         kind_name = type(value).__name__
         raise NotEncodable(
-            f"A value of the type {kind_name} can't be sent to a worker."
+            _("A value of the type %(type)s can't be sent to a worker.") % {"type": kind_name}
         ) from error
 
 

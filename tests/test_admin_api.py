@@ -112,8 +112,9 @@ def test_tasks_are_searched_and_paged(client: Client, operator: User) -> None:
     part = tasks(client, limit=2, offset=1)
     beyond = tasks(client, offset=9999)
 
-    assert names == [info.name for info in all_task_infos()]
-    assert everything["total"] == len(names) == part["total"] == beyond["total"]
+    registered_names = [info.name for info in all_task_infos()]
+    assert names == registered_names[:200]
+    assert everything["total"] == part["total"] == beyond["total"] == len(registered_names)
     assert [task["name"] for task in part["tasks"]] == names[1:3]
     assert beyond["tasks"] == []
     assert tasks(client, limit=0)["tasks"] == []
