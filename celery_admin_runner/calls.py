@@ -220,13 +220,22 @@ def _tree(argument: Argument, context: NamedObjects | None) -> Any:
         tree = to_wire(validated, only_set=only_set)
         is_repeated = same(revealed(to_wire(again, only_set=only_set)), revealed(tree))
         if is_repeated and _is_stable(adapter, tree, only_set=only_set):
-            is_named_secret = is_secret_name(argument.parameter.name) or is_secret_name(
-                argument.key
-            )
-            return Hidden(revealed(tree)) if is_named_secret else tree
+            return Hidden(revealed(tree)) if _is_hidden(argument) else tree
     raise NotEncodable(
         "This value changes each time it is validated, so it can't be sent as it was given."
     )
+
+
+def _is_hidden(argument: Argument) -> bool:
+    """Tell whether all of an argument is secret.
+
+    Also where a validator took the secret out of its type, or where pydantic does
+    not know the type, so that nobody can tell which part of the value is the secret.
+    """
+    parameter = argument.parameter
+    if is_secret(parameter) or is_secret_name(argument.key):
+        return True
+    return not parameter.has_schema and may_hold_secret(parameter)
 
 
 def _validated(adapter: TypeAdapter[Any], value: Any, context: NamedObjects | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -48,6 +49,9 @@ def texts_of(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from texts_of(item)
+    elif isinstance(value, bytes) and value:
+        yield from (str(value), b64encode(value).decode())
+        yield from texts_of(value.decode(errors="replace"))
     elif value is not None and not isinstance(value, bool) and str(value):
         yield str(value)
         # Messages often hold the repr of a text, and its JSON: "\n", quotes, umlauts.

@@ -64,6 +64,25 @@ def test_a_call_without_secrets_leaves_its_repr_to_celery() -> None:
     assert (call.has_secrets, call.argsrepr, call.kwargsrepr) == (False, "", "")
 
 
+def reveal(value: SecretStr) -> str:
+    return value.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Annotated[SecretStr, AfterValidator(reveal)], "s3cret-77"),
+        (dict[str, typed_tasks.Opaque | SecretStr], {"a": "s3cret-77"}),
+    ],
+)
+def test_a_secret_is_hidden_also_where_its_type_is_lost(annotation: Any, value: Any) -> None:
+    call = prepare_call(task_of(annotation), [value], {})
+
+    assert call.args == (value,)
+    assert call.stored_args == [MASK]
+    assert MASK in call.argsrepr
+
+
 def test_the_mask_is_not_taken_for_a_secret() -> None:
     assert "only stands for it" in errors_of(task_of(SecretStr), MASK)["value"][0]
 

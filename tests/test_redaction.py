@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 import pytest
 
@@ -72,6 +73,15 @@ def test_a_secret_is_found_as_it_is_as_repr_and_as_json(secret):
     assert result == f"{MASK} ValueError({repr(secret)[0]}{MASK}{repr(secret)[0]}) " + (
         json.dumps({"value": MASK})
     )
+
+
+@pytest.mark.parametrize("secret", ["größer".encode(), b"plain", b"\xff\x00"])
+def test_secret_bytes_are_found_as_they_are_as_text_and_as_base64(secret):
+    message = f"{secret!r} {secret.decode(errors='replace')} {b64encode(secret).decode()}"
+
+    result = scrub(message, texts_of(secret))
+
+    assert result == f"{MASK} {MASK} {MASK}"
 
 
 def test_of_two_secrets_the_longer_one_is_masked_first():
