@@ -20,7 +20,6 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.translation import get_language, gettext_lazy, ngettext, override
 from django.utils.translation import gettext as _
 from import_export.admin import ExportActionMixin
@@ -28,6 +27,7 @@ from import_export.formats.base_formats import CSV
 from import_export.forms import SelectableFieldsExportForm
 from import_export.signals import post_export
 
+from celery_admin_runner.admin.links import model_url
 from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.export import CsvBatch, TaskRunRecordResource, csv_batches
 from celery_admin_runner.models import TaskRunRecord
@@ -259,15 +259,10 @@ class RunExportMixin(ExportActionMixin):  # type: ignore[misc]
     def _export_url(self, request: HttpRequest) -> str:
         """Return the address of the export page, the list's filter in it."""
         query = request.GET.urlencode()
-        return f"{self._view_url('export')}{'?' if query else ''}{query}"
+        return f"{model_url(self.admin_site, self.model, 'export')}{'?' if query else ''}{query}"
 
     def _list_url(self) -> str:
-        return self._view_url("changelist")
-
-    def _view_url(self, view: str) -> str:
-        return reverse(
-            f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_{view}"
-        )
+        return model_url(self.admin_site, self.model, "changelist")
 
     def _what(self, request: HttpRequest, file_format: Any) -> str:
         """Return what is exported, for the log: format, filter and selection."""

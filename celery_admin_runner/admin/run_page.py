@@ -12,7 +12,6 @@ from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.db.models import Model
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -20,6 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from celery_admin_runner.admin import display
+from celery_admin_runner.admin.links import model_url
 from celery_admin_runner.calls import signature_of
 from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.models import TaskRunRecord
@@ -243,7 +243,7 @@ def links_of(
         model: Any = run.content_type.model_class()
         yield from _object_link(_("About"), model, run.object_id, request, admin_site)
     yield from _result_link(run, request, admin_site)
-    journal = _url(admin_site, TaskRunRecord, "changelist")
+    journal = model_url(admin_site, TaskRunRecord, "changelist")
     yield Link(
         label=_("Task"),
         text=_("All runs of this task"),
@@ -264,7 +264,9 @@ def _lineage(
 
 
 def _run_link(label: str, run: TaskRunRecord, admin_site: admin.AdminSite) -> Link:
-    return Link(label=label, text=str(run), url=_url(admin_site, TaskRunRecord, "change", run.pk))
+    return Link(
+        label=label, text=str(run), url=model_url(admin_site, TaskRunRecord, "change", run.pk)
+    )
 
 
 def _object_link(
@@ -280,7 +282,9 @@ def _object_link(
         model_admin = admin_site.get_model_admin(model)
         found = model_admin.get_object(request, str(pk))
         if found is not None and model_admin.has_view_permission(request, found):
-            yield Link(label=label, text=str(found), url=_url(admin_site, model, "change", pk))
+            yield Link(
+                label=label, text=str(found), url=model_url(admin_site, model, "change", pk)
+            )
             return
     yield Link(label=label, text=f"{name} {pk}", url=None)
 
@@ -302,10 +306,5 @@ def _result_link(
         yield Link(
             label=_("Result backend"),
             text=_("Stored result"),
-            url=_url(admin_site, model, "change", *pk),
+            url=model_url(admin_site, model, "change", *pk),
         )
-
-
-def _url(admin_site: admin.AdminSite, model: type[Model], view: str, *args: object) -> str:
-    opts = model._meta
-    return reverse(f"{admin_site.name}:{opts.app_label}_{opts.model_name}_{view}", args=args)

@@ -12,7 +12,7 @@ from django.db import router, transaction
 from django.db.models import Model, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
@@ -22,7 +22,7 @@ from django.views.decorators.http import require_POST
 
 from celery_admin_runner.admin import display, filters
 from celery_admin_runner.admin.export import RunExportMixin
-from celery_admin_runner.admin.links import run_page_url
+from celery_admin_runner.admin.links import model_url, run_page_url
 from celery_admin_runner.admin.run_page import RunFields, has_content, links_of
 from celery_admin_runner.exceptions import NotSendable, TaskNotFound
 from celery_admin_runner.models import CeleryTask, Source, TaskRunRecord
@@ -223,6 +223,4 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
         return f"{run_page_url(self.admin_site, run.task_name)}?{urlencode({'retry': run.pk})}"
 
     def _url(self, view: str, *args: object) -> str:
-        opts = self.opts
-        name = f"{self.admin_site.name}:{opts.app_label}_{opts.model_name}_{view}"
-        return reverse(name, args=args)
+        return model_url(self.admin_site, self.model, view, *args)
