@@ -155,7 +155,8 @@ def _info(task: Task) -> TaskInfo:
 def _own_doc(task: Task) -> str:
     """Return the docstring of the task's code, not the one it inherits from Celery's Task."""
     own = task.run.__doc__ or (None if task.__doc__ == Task.__doc__ else task.__doc__)
-    return inspect.cleandoc(own) if own and own != Task.run.__doc__ else ""
+    is_own = isinstance(own, str) and own != Task.run.__doc__
+    return inspect.cleandoc(own) if is_own else ""
 
 
 def _queue(task: Task) -> str:

@@ -25,6 +25,21 @@ BATCH_SIZE = 5000
 BREATH_SECONDS = 0.11
 #: The lease whose row a batch locks, so that of several prunes one deletes at a time.
 TURN = "prune, a batch at a time"
+#: What a foreign key can do when its run goes. PROTECT, RESTRICT, and what needs a value
+#: in place of the run (SET_DEFAULT, SET), keep the run.
+#: Django 6.1 has those beginning with DB, by which the database itself acts.
+LETTING_GO = frozenset(
+    getattr(models, name)
+    for name in (
+        "CASCADE",
+        "SET_NULL",
+        "DO_NOTHING",
+        "DB_CASCADE",
+        "DB_SET_NULL",
+        "DB_SET_DEFAULT",
+    )
+    if hasattr(models, name)
+)
 #: The tables of this app have no rows of others below them.
 OWN_APP = TaskRunRecord._meta.app_label
 
@@ -147,7 +162,7 @@ def _eligible(selection: Selection) -> TaskRunRecordQuerySet:
     )
     runs = runs.filter(~Exists(waiting), state__in=list(selection.states))
     for relation in _relations():
-        if relation.on_delete in (models.PROTECT, models.RESTRICT):
+        if relation.on_delete not in LETTING_GO:
             holders = relation.related_model._base_manager.using(using)
             runs = runs.filter(~Exists(holders.filter(**{relation.field.name: OuterRef("pk")})))
     return runs

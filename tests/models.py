@@ -32,3 +32,12 @@ class Evidence(models.Model):
 
     def __str__(self) -> str:
         return f"Evidence {self.pk}"
+
+
+class Successor(models.Model):
+    """Wants another run in place of its own."""
+
+    run = models.ForeignKey(TaskRunRecord, null=True, default=None, on_delete=models.SET_DEFAULT)
+
+    def __str__(self) -> str:
+        return f"Successor {self.pk}"

@@ -124,6 +124,17 @@ def test_a_task_without_a_docstring_has_none_and_not_that_of_celery():
 
 
 @pytest.mark.usefixtures("registered")
+def test_a_docstring_that_is_no_text_is_none():
+    @app.task(name="tests.numbered")
+    def numbered():
+        pass
+
+    app.tasks["tests.numbered"].run.__doc__ = 42
+
+    assert get_task_info("tests.numbered").doc == ""
+
+
+@pytest.mark.usefixtures("registered")
 def test_the_docstring_of_a_class_based_task_is_its_own():
     class Sized(app.Task):
         """Tell a size."""

@@ -15,7 +15,7 @@ from celery_admin_runner.models import TaskRunOutput, TaskRunRecord
 from celery_admin_runner.retention import Selection, batches, count, cutoff_before, delete, prune
 from celery_admin_runner.states import FINISHED, UNFINISHED, State
 from tests.factories import make_run, make_runs
-from tests.models import Bookmark, Evidence, Remark
+from tests.models import Bookmark, Evidence, Remark, Successor
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OLD = NOW - timedelta(days=60)
@@ -294,6 +294,17 @@ def test_a_run_that_another_app_protects_stays():
 
     assert number == 1
     assert left() == {protected.pk}
+
+
+@pytest.mark.django_db
+def test_a_run_for_which_another_app_wants_another_value_stays():
+    wanted = Successor.objects.create(run=old_run()).run
+    old_run()
+
+    number = pruned()
+
+    assert number == 1
+    assert left() == {wanted.pk}
 
 
 def test_an_age_before_all_calendars_is_an_error_in_words():

@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods
 
 from celery_admin_runner.admin import api, links
@@ -154,7 +155,9 @@ class CeleryTaskAdmin(TaskListAdmin):
         Non-atomic, so that with ATOMIC_REQUESTS too a run is committed before it is
         sent, and its user is told what came of it.
         """
-        protected = self.admin_site.admin_view(require_http_methods(methods)(view))
+        # What is posted may hold secrets: it stands in no report of an error.
+        discreet = sensitive_post_parameters()(require_http_methods(methods)(view))
+        protected = self.admin_site.admin_view(discreet)
 
         @wraps(view)
         def page(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
