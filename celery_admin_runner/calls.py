@@ -222,7 +222,7 @@ def _tree(argument: Argument, context: NamedObjects | None) -> Any:
         if is_repeated and _is_stable(adapter, tree, only_set=only_set):
             return Hidden(revealed(tree)) if _is_hidden(argument) else tree
     raise NotEncodable(
-        "This value changes each time it is validated, so it can't be sent as it was given."
+        _("This value changes each time it is validated, so it can't be sent as it was given.")
     )
 
 
@@ -279,11 +279,11 @@ def _refuse_changes(task: Task, argument: Argument, tree: Any) -> None:
         content_type, content_encoding, payload = dumps(wire, serializer=serializer)
         arrived = loads(payload, content_type, content_encoding, accept=[content_type])
     except KombuError as error:
-        raise NotEncodable(f"The serializer {serializer!r} can't carry this: {error}") from error
+        text = _("The serializer %(serializer)s can't carry this: %(error)s")
+        raise NotEncodable(text % {"serializer": repr(serializer), "error": error}) from error
     if not same(arrived, wire):
-        raise NotEncodable(
-            f"The serializer {serializer!r} can't carry this: it would arrive changed."
-        )
+        text = _("The serializer %(serializer)s can't carry this: it would arrive changed.")
+        raise NotEncodable(text % {"serializer": repr(serializer)})
 
 
 def _messages(argument: Argument, error: ValidationError) -> dict[Place, list[str]]:

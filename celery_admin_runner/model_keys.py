@@ -69,7 +69,7 @@ class ModelKey:
         if pk is None or isinstance(value, bool) or "\x00" in str(pk):
             raise PydanticCustomError(
                 "primary_key",
-                "This is no primary key of {name}.",
+                _("This is no primary key of {name}."),
                 {"name": str(self.model._meta.verbose_name)},
             )
         return pk
