@@ -20,7 +20,12 @@ from celery_admin_runner.annotations import is_secret_type, shape_of
 from celery_admin_runner.binding import Argument, Place, bind
 from celery_admin_runner.encoding import CALL_MAX_BYTES, readable, to_plain
 from celery_admin_runner.exceptions import ALL, InvalidArguments, NotEncodable
-from celery_admin_runner.model_keys import NamedObjects, with_model_keys
+from celery_admin_runner.model_keys import (
+    NamedObjects,
+    ObjectSource,
+    objects_for,
+    with_model_keys,
+)
 from celery_admin_runner.parameters import (
     UNREADABLE,
     Parameter,
@@ -108,20 +113,23 @@ def prepare_call(
     kwargs: Mapping[str, Any],
     *,
     user: AnyUser | None = None,
+    objects: ObjectSource | None = None,
 ) -> Call:
     """Check a call against the task's signature, and return what is sent and stored.
 
     Each argument is validated by pydantic, as laxly as pydantic does. A call made
     of ``Call.args`` and ``Call.kwargs`` gives the same call again. Objects must
-    exist, and ``user`` must be allowed to view them; None is trusted code.
-    Raises InvalidArguments.
+    exist, and ``user`` must have the permission to view them; None is trusted code.
+    An admin site hides more than permissions do: who acts through one gives
+    ``objects``, which then decides alone. Raises InvalidArguments.
     """
+    source = objects or objects_for(user)
     bound = bind(signature_of(task), args, kwargs)
     problems = dict(bound.problems)
     trees: list[Any] = []
     for argument in bound.arguments:
         try:
-            trees.append(_checked(task, argument, user))
+            trees.append(_checked(task, argument, source))
         except InvalidCall as error:
             problems.update(error.places)
     if problems:
@@ -184,11 +192,11 @@ def _call(arguments: Sequence[Argument], trees: Sequence[Any]) -> Call:
     )
 
 
-def _checked(task: Task, argument: Argument, user: AnyUser | None) -> Any:
+def _checked(task: Task, argument: Argument, source: ObjectSource) -> Any:
     """Return the wire tree of an argument, as it arrives at a worker; raises InvalidCall."""
-    objects = NamedObjects()
+    named = NamedObjects()
     try:
-        tree = _tree(argument, objects)
+        tree = _tree(argument, named)
         # In a list, as the row holds it: that is one level more.
         to_plain([revealed(tree)])
         _refuse_changes(task, argument, tree)
@@ -202,7 +210,7 @@ def _checked(task: Task, argument: Argument, user: AnyUser | None) -> Any:
     if MASK in secrets_in(tree):
         text = _("Give the secret again: %(mask)s only stands for it.") % {"mask": MASK}
         raise InvalidCall({argument.place: [text]})
-    if problems := objects.problems(user):
+    if problems := named.problems(source):
         raise InvalidCall({argument.place: [_discreet(argument, text) for text in problems]})
     return tree
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,9 @@ from celery_admin_runner.parameters import Parameter
 
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
+
+#: Answers which objects of a model may be named; None: not one, whichever exist.
+ObjectSource = Callable[[type[models.Model]], "models.QuerySet[Any] | None"]
 
 
 @dataclass(frozen=True)
@@ -81,28 +84,36 @@ class NamedObjects:
 
     keys: list[tuple[type[models.Model], Any]] = field(default_factory=list)
 
-    def problems(self, user: AnyUser | None) -> list[str]:
-        """Return what is wrong: objects ``user`` may not view, or that do not exist.
-
-        One query a model; ``user`` None may view everything.
-        """
+    def problems(self, source: ObjectSource) -> list[str]:
+        """Return what is wrong: objects that may not be viewed, or that do not exist."""
         by_model: dict[type[models.Model], set[Any]] = {}
         for model, pk in self.keys:
             by_model.setdefault(model, set()).add(pk)
-        return [text for model, pks in by_model.items() for text in _problems(model, pks, user)]
+        return [text for model, pks in by_model.items() for text in _problems(model, pks, source)]
 
 
-def _problems(model: type[models.Model], pks: set[Any], user: AnyUser | None) -> Iterable[str]:
+def _problems(model: type[models.Model], pks: set[Any], source: ObjectSource) -> Iterable[str]:
     opts = model._meta
-    if user is not None and not may_view(model, user):
+    objects = source(model)
+    if objects is None:
         yield _("You may not view %(name)s.") % {"name": opts.verbose_name_plural}
         return
-    found = set(model._default_manager.filter(pk__in=pks).values_list("pk", flat=True))
+    found = set(objects.filter(pk__in=pks).values_list("pk", flat=True))
     for pk in sorted(pks - found, key=str):
         yield _("There is no %(name)s with the primary key %(pk)s.") % {
             "name": opts.verbose_name,
             "pk": pk,
         }
+
+
+def objects_for(user: AnyUser | None) -> ObjectSource:
+    """Return the source of all objects of the models that ``user`` may view; None may view all."""
+
+    def source(model: type[models.Model]) -> models.QuerySet[Any] | None:
+        is_allowed = user is None or may_view(model, user)
+        return model._default_manager.all() if is_allowed else None
+
+    return source
 
 
 def may_view(model: type[models.Model], user: AnyUser) -> bool:

@@ -35,6 +35,7 @@ from celery_admin_runner.exceptions import (
     TaskNotFound,
     TaskNotRunnable,
 )
+from celery_admin_runner.model_keys import ObjectSource
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
 from celery_admin_runner.registry import Rule, TaskInfo, get_task, get_task_info
 from celery_admin_runner.signals import TaskRunSignal
@@ -69,9 +70,21 @@ OPTIONS = frozenset(
 class TaskRunner:
     """Runs tasks for a user, or for trusted code; here permission and policy are checked, once."""
 
-    def __init__(self, user: AnyUser | None = None, source: str = Source.CODE) -> None:
-        """Bind the runner to who acts: ``user`` None is trusted code."""
+    def __init__(
+        self,
+        user: AnyUser | None = None,
+        source: str = Source.CODE,
+        *,
+        objects: ObjectSource | None = None,
+    ) -> None:
+        """Bind the runner to who acts: ``user`` None is trusted code.
+
+        Objects in arguments must exist, and the user must have the permission to
+        view them. ``objects`` decides instead: for an admin site, whose ModelAdmins
+        may hide single rows.
+        """
         self.user = user
+        self.objects = objects
         self.source = Source(source)
         self._broker_away_at = -BROKER_REST
 
@@ -109,7 +122,7 @@ class TaskRunner:
             raise TypeError(f"run() got unexpected options: {', '.join(sorted(unknown))}.")
         if self.user is not None and info.rule.reason and not reason.strip():
             raise InvalidArguments({ALL: [_("This task needs a reason.")]})
-        call = prepare_call(task, args, kwargs or {}, user=self.user)
+        call = prepare_call(task, args, kwargs or {}, user=self.user, objects=self.objects)
         eta = _moment(eta, countdown, now)
         if call.has_secrets and eta is not None:
             raise InvalidArguments(

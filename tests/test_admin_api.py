@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib import admin
+from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
@@ -353,6 +354,29 @@ def test_a_reason_that_is_asked_for_must_be_given(client: Client, operator, conf
     assert refused.status_code == 400
     assert "reason" in refused.json()["errors"]["__all__"][0]
     assert accepted.status_code == 201
+
+
+def test_a_row_that_its_admin_hides_does_not_exist(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.force_login(make_user("run_celerytask", "auth.view_group"))
+    shown, hidden = (Group.objects.create(name=name) for name in ("shown", "hidden"))
+    public = Group.objects.exclude(pk=hidden.pk)
+    model_admin = admin.site.get_model_admin(Group)
+    monkeypatch.setattr(model_admin, "get_queryset", lambda request: public.all())
+
+    with registered(_clean_up) as name:
+        accepted, refused = (post(client, {"args": [key]}, name) for key in (shown.pk, hidden.pk))
+
+    assert accepted.status_code == 201
+    assert refused.status_code == 400
+    text = f"There is no group with the primary key {hidden.pk}."
+    assert refused.json() == {"errors": {"group": [text]}}
+    assert [run.args for run in TaskRunRecord.objects.all()] == [[shown.pk]]
+
+
+def _clean_up(group: Group) -> None:
+    """Do nothing."""
 
 
 def test_an_unknown_task_is_not_found(client: Client, operator: User) -> None:

@@ -99,6 +99,25 @@ def test_objects_are_limited_as_their_admin_limits_them() -> None:
 
 
 @pytest.mark.django_db
+def test_as_json_too_objects_are_limited_as_their_admin_limits_them() -> None:
+    class Public(ModelAdmin):
+        def get_queryset(self, request: Any) -> Any:
+            return super().get_queryset(request).exclude(name="hidden")
+
+    site = AdminSite("other")
+    site.register(Group, Public)
+    task, hidden = task_of(list[Group]), Group.objects.create(name="hidden")
+    shown = Group.objects.create(name="shown")
+    data = filled(task, "json", **{"json-args": f"[[{shown.pk}, {hidden.pk}]]"}).data
+
+    form = form_of(task, user=make_superuser(), admin_site=site, data=data)
+
+    assert not form.is_valid()
+    text = f"value: There is no group with the primary key {hidden.pk}."
+    assert form.json.errors == {"args": [text]}
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("typed", ["x", "0", "1\x00", "9" * 40])
 def test_an_object_that_does_not_exist_is_an_error(typed: str) -> None:
     for task in (task_of(ContentType), task_of(list[ContentType])):

@@ -20,6 +20,7 @@ from celery_admin_runner.admin.figures import TaskFigures
 from celery_admin_runner.admin.task_filters import LastStateFilter, PackageFilter, RunnableFilter
 from celery_admin_runner.conf import settings
 from celery_admin_runner.exceptions import TaskNotFound
+from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.models import CeleryTask, Source, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import TaskInfo, all_task_infos, get_task_info
@@ -80,8 +81,9 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     # What is listed
 
     def get_runner(self, request: HttpRequest) -> TaskRunner:
-        """Return the runner that acts for the user of this request."""
-        return TaskRunner(user=request.user, source=Source.ADMIN)
+        """Return the runner that acts for the user of this request, as this site limits them."""
+        viewer = Viewer(user=request.user, admin_site=self.admin_site)
+        return TaskRunner(user=request.user, source=Source.ADMIN, objects=viewer.source)
 
     def get_visible_runs(self, request: HttpRequest) -> TaskRunRecordQuerySet:
         """Return the runs that the user may see."""

@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from pydantic_core import PydanticCustomError
 
 from celery_admin_runner.forms.fields import LinesField, ParameterField, TextField
-from celery_admin_runner.model_keys import ModelKey, may_view
+from celery_admin_runner.model_keys import ModelKey, objects_for
 
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
@@ -35,15 +35,22 @@ class Viewer:
         return self.admin_site.get_model_admin(model) if registered else None
 
     def objects(self, model: type[models.Model]) -> models.QuerySet[Any]:
-        """Return the objects that the user may view; as its admin limits them, if there is one."""
+        """Return the objects that the user may view, maybe none."""
+        objects = self.source(model)
+        return model._default_manager.none() if objects is None else objects
+
+    def source(self, model: type[models.Model]) -> models.QuerySet[Any] | None:
+        """Return the objects that the user may view; None without the permission to.
+
+        As the model's admin limits them, if there is one. An ``ObjectSource``.
+        """
         model_admin = self.model_admin(model)
         if model_admin is None:
-            objects = model._default_manager.all()
-            return objects if may_view(model, self.user) else objects.none()
+            return objects_for(self.user)(model)
         request = HttpRequest()
         request.user = self.user  # type: ignore[assignment]
-        objects = model_admin.get_queryset(request)
-        return objects if model_admin.has_view_permission(request) else objects.none()
+        is_allowed = model_admin.has_view_permission(request)
+        return model_admin.get_queryset(request) if is_allowed else None
 
     def autocomplete_source(self, model: type[models.Model]) -> models.ForeignKey[Any, Any] | None:
         """Return a foreign key that lets admin's autocomplete find the model's objects."""

@@ -50,7 +50,7 @@ class RunForm:
         """``initial``: what ``initial_from_run`` or ``initial_from_query`` answered."""
         initial = initial or {}
         self.task = task
-        self.user = user
+        self.viewer = Viewer(user=user, admin_site=admin_site)
         self.data = data
         self.prefix = prefix
         self.signature = signature_of(task)
@@ -59,7 +59,7 @@ class RunForm:
         values = initial.get("values", {})
         self.parameters = ParametersForm(
             self.signature,
-            Viewer(user=user, admin_site=admin_site),
+            self.viewer,
             values=values,
             texts=initial.get("texts", {}),
             data=data,
@@ -133,7 +133,7 @@ class RunForm:
         else:
             args, kwargs = self.json.given("args") or [], self.json.given("kwargs") or {}
         try:
-            call = prepare_call(self.task, args, kwargs, user=self.user)
+            call = prepare_call(self.task, args, kwargs, objects=self.viewer.source)
         except InvalidCall as error:
             self._show(error.places, named=kwargs, unless=set(form.errors))
             return None
