@@ -128,6 +128,20 @@ def test_an_object_that_does_not_exist_is_an_error(typed: str) -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("typed", ["x", "1\r\n2", "1\x00", "9" * 40])
+def test_an_autocomplete_shows_again_only_what_can_be_an_object(typed: str) -> None:
+    root = make_superuser()
+    one = form_of_post(task_of(User), root, {"value": typed})
+    many = form_of_post(task_of(list[User]), root, {"value": [typed, str(root.pk)]})
+
+    for form in (one, many):
+        assert not form.is_valid()
+        assert "value" in form.parameters.errors
+        assert "errorlist" in form.parameters.as_p()
+    assert f'<option value="{root.pk}" selected>' in str(many.parameters["value"])
+
+
+@pytest.mark.django_db
 def test_of_many_objects_the_primary_key_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "SELECT_MAX", 0)
     root, kind = make_superuser(), ContentType.objects.first()

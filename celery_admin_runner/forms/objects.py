@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib.admin import AdminSite, ModelAdmin, widgets
+from django.contrib.admin.widgets import AutocompleteMixin
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
@@ -86,6 +87,10 @@ class ObjectField(ParameterField, forms.ModelChoiceField):  # type: ignore[type-
         found = forms.ModelChoiceField.to_python(self, key)
         return None if found is None else found.pk
 
+    def prepare_value(self, value: Any) -> Any:
+        """Return what the widget shows."""
+        return value if _can_look_up(self, value) else None
+
 
 class ObjectsField(ParameterField, forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
     """Several objects; their primary keys are sent, in the order in which they were posted."""
@@ -103,6 +108,10 @@ class ObjectsField(ParameterField, forms.ModelMultipleChoiceField):  # type: ign
         forms.ModelMultipleChoiceField.clean(self, list(keys))
         return list(keys)
 
+    def prepare_value(self, value: Any) -> Any:
+        """Return what the widget shows."""
+        return [item for item in value or () if _can_look_up(self, item)]
+
     def shown(self, value: Any) -> list[Any]:
         """Return the primary keys."""
         return list(value)
@@ -114,6 +123,20 @@ def _primary_key(model: type[models.Model], typed: Any) -> Any:
         return ModelKey(model).primary_key(typed)
     except PydanticCustomError as error:
         raise ValidationError(error.message(), code="primary_key") from error
+
+
+def _can_look_up(field: ObjectField | ObjectsField, value: Any) -> bool:
+    """Tell whether the widget shows this without an error.
+
+    Admin's autocomplete asks the database for the objects of whatever was posted.
+    """
+    if not isinstance(field.widget, AutocompleteMixin):
+        return True
+    try:
+        _primary_key(field.model, value)
+    except ValidationError:
+        return False
+    return True
 
 
 def object_field(model: type[models.Model], viewer: Viewer, **options: Any) -> ParameterField:
