@@ -137,6 +137,8 @@ def broker_errors(connection: Connection) -> tuple[type[Exception], ...]:
         KombuError,
         OSError,
         QueueNotFound,
+        # kombu 5.7 tries again on a channel that the first error has closed.
+        AttributeError,
         *connection.connection_errors,
         *connection.channel_errors,
     )

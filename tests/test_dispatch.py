@@ -133,6 +133,23 @@ def test_a_broker_that_can_not_be_used_is_told_like_one_that_is_away(url):
     assert "'se'" not in error
 
 
+@pytest.mark.django_db
+def test_a_queue_that_the_broker_does_not_take_is_told_of_each_time(tmp_path):
+    folder = str(tmp_path)
+    folders = {"data_folder_in": folder, "data_folder_out": folder, "control_folder": folder}
+    with broker_away("filesystem://"):
+        app.conf.broker_transport_options = folders
+        runs = [
+            make_run(state=State.UNSENT, task_name="tests.tasks.add", options={"queue": queue})
+            for queue in ("../../x", "a/b", "../../x")
+        ]
+
+        handed_over = [publish(add, run, Message(args=[1], kwargs={})) for run in runs]
+
+    assert handed_over == [False] * 3
+    assert all(run.publish_error for run in TaskRunRecord.objects.all())
+
+
 def test_a_connection_that_we_publish_by_gives_up_soon():
     options = bounded_connection(app).transport_options
 
