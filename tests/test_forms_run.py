@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -376,8 +376,15 @@ def test_the_media_are_admins() -> None:
     assert "admin/js/admin/DateTimeShortcuts.js" in media
 
 
-def test_a_date_far_away_is_no_exception() -> None:
-    late = (timezone.now() + timedelta(days=1)).replace(year=9999)
-    form = with_options(eta_0=late.strftime("%Y-12-31"), eta_1="23:59:59")
+@pytest.mark.parametrize("zone", ["Europe/Vienna", "America/Los_Angeles", "Pacific/Kiritimati"])
+@pytest.mark.parametrize("day", ["0001-01-01", "1969-12-31", "9999-01-01", "9999-12-31"])
+@pytest.mark.parametrize("expires", ["", "60"])
+def test_an_eta_that_not_every_time_zone_can_show_is_an_error(
+    zone: str, day: str, expires: str
+) -> None:
+    with timezone.override(zone):
+        form = with_options(eta_0=day, eta_1="23:59:59", expires=expires)
 
-    assert form.is_valid() or "options" in form.errors
+        assert not form.is_valid()
+        assert form.options.errors == {"eta": ["This moment is out of range."]}
+        assert day in form.options.as_p()

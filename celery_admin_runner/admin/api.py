@@ -24,6 +24,7 @@ from celery_admin_runner.exceptions import (
     TaskNotFound,
     TaskNotRunnable,
 )
+from celery_admin_runner.forms.moments import refuse_far_years
 from celery_admin_runner.parameters import Parameter
 from celery_admin_runner.redaction import is_secret_name
 from celery_admin_runner.registry import TaskInfo
@@ -44,8 +45,7 @@ MAX_SECONDS = 100 * 365 * 24 * 3600
 
 def _moment(value: datetime) -> datetime:
     """Return an aware moment that every timezone can show; naive ones are in the current one."""
-    if not 1970 <= value.year < 9999:
-        raise ValueError(_("This moment is out of range."))
+    refuse_far_years(value)
     return timezone.make_aware(value) if timezone.is_naive(value) else value
 
 

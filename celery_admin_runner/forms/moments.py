@@ -14,6 +14,29 @@ from django.utils.translation import gettext as _
 
 from celery_admin_runner.forms.fields import ParameterField
 
+#: The first year of a moment that can be asked for, and the first one after the last.
+#: Others can't be shown, or not even compared, in every time zone.
+FIRST_YEAR, END_YEAR = 1970, 9999
+
+
+def refuse_far_years(day: date) -> None:
+    """Raise ValueError for a day, or a moment, that not every time zone can show."""
+    if not FIRST_YEAR <= day.year < END_YEAR:
+        raise ValueError(_("This moment is out of range."))
+
+
+class EtaField(forms.SplitDateTimeField):
+    """A date and a time of the current time zone at which something can be started."""
+
+    def compress(self, data_list: Any) -> Any:
+        """Return the moment that a date and a time mean; raises ValidationError."""
+        if data_list and data_list[0]:
+            try:
+                refuse_far_years(data_list[0])
+            except ValueError as error:
+                raise ValidationError(str(error), code="out_of_range") from error
+        return super().compress(data_list)
+
 
 class DateField(ParameterField):
     """A date, with admin's calendar."""

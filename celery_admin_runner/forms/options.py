@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from celery_admin_runner.forms.moments import EtaField
 from celery_admin_runner.registry import Rule
 
 #: Ten years: what is further away is a slip of the keyboard.
@@ -37,7 +38,7 @@ class OptionsForm(forms.Form):
         widget=widgets.AdminIntegerFieldWidget,
         help_text=gettext_lazy("Seconds to wait before it may start."),
     )
-    eta = forms.SplitDateTimeField(
+    eta = EtaField(
         label=gettext_lazy("Earliest start"),
         required=False,
         require_all_fields=False,
