@@ -176,6 +176,7 @@ def asked(task: Task, query: str) -> RunForm:
         (Colour, "value=red", "red"),
         (date, "value=2024-05-01", date(2024, 5, 1)),
         (datetime, "value=2024-05-01T10:00Z", datetime(2024, 5, 1, 10, tzinfo=UTC)),
+        (datetime, "value=2024-05-01T12:00", datetime(2024, 5, 1, 10, tzinfo=UTC)),
         (list[int], "value=1&value=2", [1, 2]),
         (list[int], "value=[1,2]", [1, 2]),
         (list[str], "value=a", ["a"]),

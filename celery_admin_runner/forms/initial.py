@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.http import QueryDict
+from django.utils import timezone
 from pydantic import PydanticUserError
 
 from celery_admin_runner.annotations import shape_of
@@ -98,11 +101,18 @@ def _take(
     written = query.getlist(name)
     for candidate in _candidates(parameter, written):
         try:
-            values[key or name] = wire_of(parameter.collected, candidate)
+            values[key or name] = _aware(wire_of(parameter.collected, candidate))
         except _UNFIT:
             continue
         return
     texts[name] = written[-1]
+
+
+def _aware(value: Any) -> Any:
+    """Return a moment that names no time zone as the form would take it when typed."""
+    if settings.USE_TZ and isinstance(value, datetime) and timezone.is_naive(value):
+        return timezone.make_aware(value)
+    return value
 
 
 def _candidates(parameter: Parameter, written: list[str]) -> Iterator[Any]:

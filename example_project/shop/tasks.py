@@ -101,7 +101,7 @@ def reconcile_payments(day: date, tolerance: Decimal = Decimal("0.00")) -> None:
     """
     paid = Order.objects.filter(paid_at__date=day).aggregate(sum=Sum("total"))["sum"] or 0
     statement = {"booked": paid + tolerance + CENT}
-    difference = statement["booked"] - paid
+    difference = (statement["booked"] - paid).quantize(CENT)
     if difference > tolerance:
         raise ValueError(f"The statement of {day} is off by {difference} euros")
 
