@@ -41,6 +41,9 @@ TRANSPORT_TIMEOUTS: Mapping[str, Mapping[str, float]] = {
 }
 #: What kombu 5.7 raises for a broker's address that it can't read or has no library for.
 UNUSABLE_ADDRESS = (ImportError, LookupError, TypeError, ValueError)
+#: By these kombu's file system transport stumbles over an error of its own: kombu 5.7
+#: tries again on a channel that is closed, 5.5 tidies up what it never opened.
+STUMBLES = (AttributeError, UnboundLocalError)
 #: A claim older than this belongs to nobody any more: who made it has died.
 CLAIM_LASTS = timedelta(minutes=1)
 
@@ -137,8 +140,7 @@ def broker_errors(connection: Connection) -> tuple[type[Exception], ...]:
         KombuError,
         OSError,
         QueueNotFound,
-        # kombu 5.7 tries again on a channel that the first error has closed.
-        AttributeError,
+        *STUMBLES,
         *connection.connection_errors,
         *connection.channel_errors,
     )
