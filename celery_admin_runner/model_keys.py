@@ -10,6 +10,7 @@ from django.contrib.auth import get_permission_codename
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -20,6 +21,10 @@ from celery_admin_runner.parameters import Parameter
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
 
+#: More objects than this are asked for by several queries: databases limit parameters.
+BATCH_SIZE = 500
+#: More objects than this that do not exist are counted, and not named.
+MISSING_MAX = 10
 #: Answers which objects of a model may be named; None: not one, whichever exist.
 ObjectSource = Callable[[type[models.Model]], "models.QuerySet[Any] | None"]
 
@@ -98,12 +103,25 @@ def _problems(model: type[models.Model], pks: set[Any], source: ObjectSource) ->
     if objects is None:
         yield _("You may not view %(name)s.") % {"name": opts.verbose_name_plural}
         return
-    found = set(objects.filter(pk__in=pks).values_list("pk", flat=True))
-    for pk in sorted(pks - found, key=str):
+    missing = _missing(objects, pks)
+    for pk in missing[:MISSING_MAX]:
         yield _("There is no %(name)s with the primary key %(pk)s.") % {
             "name": opts.verbose_name,
             "pk": pk,
         }
+    rest = len(missing) - MISSING_MAX
+    if rest > 0:
+        text = ngettext("And %(count)s more.", "And %(count)s more.", rest)
+        yield text % {"count": rest}
+
+
+def _missing(objects: models.QuerySet[Any], pks: set[Any]) -> list[Any]:
+    """Return the primary keys of which there is no object, sorted as texts."""
+    missing, asked = set(pks), list(pks)
+    for start in range(0, len(asked), BATCH_SIZE):
+        part = objects.filter(pk__in=asked[start : start + BATCH_SIZE])
+        missing.difference_update(part.values_list("pk", flat=True))
+    return sorted(missing, key=str)
 
 
 def objects_for(user: AnyUser | None) -> ObjectSource:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
+import celery
 import pytest
 from django.contrib.auth.models import Group, User
 from django.utils.translation import gettext_lazy
@@ -401,6 +402,16 @@ def test_an_object_that_does_not_exist_is_an_error() -> None:
 
 
 @pytest.mark.django_db
+def test_of_many_objects_that_do_not_exist_a_few_are_named() -> None:
+    texts = errors_of(task_of(list[User]), list(range(1000, 1015)))["value"]
+    just_few = errors_of(task_of(list[User]), list(range(1000, 1010)))["value"]
+
+    assert texts[:-1] == just_few
+    assert just_few[-1] == "There is no user with the primary key 1009."
+    assert texts[-1] == "And 5 more."
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("permission", ["auth.view_group", "auth.change_group"])
 def test_a_user_names_only_objects_that_he_may_view(permission: str) -> None:
     task, group = task_of(Group), Group.objects.create(name="g")
@@ -418,6 +429,22 @@ def test_many_objects_are_looked_up_by_one_query(django_assert_num_queries: Any)
         prepare_call(task_of(list[Group]), [keys], {})
 
 
+@pytest.mark.django_db
+def test_very_many_objects_are_looked_up_by_several_queries(
+    django_assert_num_queries: Any,
+) -> None:
+    groups = Group.objects.bulk_create(Group(name=f"g{number}") for number in range(1001))
+    keys = [group.pk for group in groups]
+
+    with django_assert_num_queries(3):
+        call = prepare_call(task_of(list[Group]), [keys], {})
+
+    assert call.args == (keys,)
+
+
+@pytest.mark.skipif(
+    celery.VERSION < (5, 6), reason="Celery 5.5 itself reads no postponed annotations"
+)
 def test_celerys_own_pydantic_gets_its_model() -> None:
     def run(self: Any, line: Line, credentials: Credentials | None = None) -> dict[str, Any]:
         return {"is_line": isinstance(line, Line), "pin": credentials.pin.get_secret_value()}
