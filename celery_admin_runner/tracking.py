@@ -119,13 +119,23 @@ def storable_result(result: Any, secrets: Iterable[str] = ()) -> Any:
     try:
         plain = masked(to_plain(result))
     except NotEncodable:
-        plain = {"value": storable_text(safe_repr(_AsText(result))), "forced_json": True}
+        plain = {"value": _text_of(result), "forced_json": True}
     plain = scrubbed(plain, frozenset(secrets))
     text = json.dumps(plain, ensure_ascii=False).encode(errors="replace")
     if len(text) > settings.RESULT_MAX_BYTES:
         kept = text[: settings.RESULT_MAX_BYTES].decode(errors="ignore")
         return {"value": kept, "shortened": True, "bytes": len(text)}
     return plain
+
+
+def _text_of(result: Any) -> str:
+    """Return the text of a result that is no JSON, its secret keys masked; never raises."""
+    try:
+        shown = masked(result)
+    except RecursionError:
+        # It holds itself: what may be in it is not shown.
+        shown = f"<{type(result).__name__}>"
+    return storable_text(safe_repr(_AsText(shown)))
 
 
 def _report(task_id: str, attempt: int, target: State, **fields: Any) -> int:

@@ -228,3 +228,16 @@ def test_a_database_that_does_not_answer_breaks_no_run(caplog):
 
     assert result.get() == 3
     assert "could not record on_prerun of run x: gone" in caplog.text
+
+
+def test_secret_keys_are_masked_in_a_result_that_is_no_json():
+    cyclic: dict[str, object] = {"password": "Sesame4"}
+    cyclic["itself"] = cyclic
+
+    texts = [
+        str(tracking.storable_result({"password": "Sesame4", "number": float("nan")})),
+        str(tracking.storable_result(cyclic)),
+    ]
+
+    assert all("forced_json" in text for text in texts)
+    assert not any("Sesame4" in text for text in texts)
