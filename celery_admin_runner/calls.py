@@ -153,7 +153,7 @@ def secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> se
             texts |= secret_texts(Hidden(argument.value)) if is_doubtful else set()
             continue
         wire = revealed(tree)
-        secrets = list(typed_secrets(argument.parameter.annotation, wire))
+        secrets = list(typed_secrets(argument.parameter.annotation, wire, is_secret_name))
         texts |= secret_texts([tree, Hidden(wire if is_named_secret else secrets)])
     return texts
 

@@ -7,12 +7,20 @@ import enum
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from docstring_parser import Docstring, ParseError, parse
-from pydantic import AliasChoices, BaseModel, PydanticUserError, RootModel, TypeAdapter
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    PydanticUserError,
+    RootModel,
+    Secret,
+    TypeAdapter,
+)
 from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -67,6 +75,8 @@ class Parameter:
     #: ``inspect.Parameter.empty`` where there is none.
     default: Any = inspect.Parameter.empty
     help_text: str = ""
+    #: The name of a model's field that is validated under an alias.
+    own_name: str = ""
 
     @property
     def is_required(self) -> bool:
@@ -175,19 +185,38 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         problem = f"The signature of the task can't be read: {error}."
         return Signature(OPEN.parameters, summary, description, problem)
     try:
-        hints = {
-            name: with_known_dicts(hint)
-            for name, hint in typing.get_type_hints(code, include_extras=True).items()
-        }
+        hints = _hints(code, {})
         problem = ""
     except UNREADABLE as error:
-        hints = {}
+        hints = _readable_hints(code)
         problem = f"The annotations of the task can't be resolved: {error}."
     typed = tuple(
         _parameter(item, hints, texts.get(name) or texts.get(f"*{name}", ""))
         for name, item in parameters.items()
     )
     return Signature(typed, summary, description, problem)
+
+
+def _hints(annotated: Any, namespace: dict[str, Any]) -> dict[str, Any]:
+    """Return the resolved annotations of ``annotated``; raises UNREADABLE."""
+    hints = typing.get_type_hints(annotated, namespace or None, include_extras=True)
+    return {name: with_known_dicts(hint) for name, hint in hints.items()}
+
+
+def _readable_hints(code: Any) -> dict[str, Any]:
+    """Return those annotations that speak of a secret, though others can't be resolved.
+
+    One that itself can't be resolved counts as a secret if its text says so.
+    """
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(code, "__annotations__", {}).items():
+        alone = SimpleNamespace(__annotations__={name: annotation})
+        try:
+            [hint] = _hints(alone, getattr(code, "__globals__", {})).values()
+            hints[name] = hint if has_secret(hint, _no_name) else Any
+        except UNREADABLE:
+            hints[name] = Secret[Any] if "secret" in str(annotation).lower() else Any
+    return hints
 
 
 def _parameter(item: inspect.Parameter, hints: Mapping[str, Any], help_text: str) -> Parameter:
@@ -268,7 +297,8 @@ def _model_fields(model: type[BaseModel]) -> Iterator[Parameter]:
         if info.metadata:
             annotation = Annotated[annotation, *info.metadata]
         help_text = info.description or ""
-        yield _field(validation_key(model, name, info), annotation, _default(info), help_text)
+        key = validation_key(model, name, info)
+        yield replace(_field(key, annotation, _default(info), help_text), own_name=name)
 
 
 def _default(info: FieldInfo) -> Any:
@@ -315,28 +345,37 @@ def _has_secret(
     seen |= {id(shape.base)}
     fields = fields_of(shape.base)
     return any(
-        is_secret_name(field.name) or _has_secret(field.annotation, is_secret_name, seen)
+        is_secret_name(field.name)
+        or is_secret_name(field.own_name)
+        or _has_secret(field.annotation, is_secret_name, seen)
         for field in fields
     ) or any(_has_secret(item, is_secret_name, seen) for item in shape.arguments)
 
 
-def typed_secrets(annotation: Any, value: Any) -> Iterator[Any]:
-    """Yield what in a value is secret by its type; all of it where it is not of that type."""
+def typed_secrets(
+    annotation: Any, value: Any, is_secret_name: Callable[[str], bool]
+) -> Iterator[Any]:
+    """Yield what in a value is secret by its type, or by the name of a field behind its alias.
+
+    All of a value counts where it is not of its type.
+    """
     shape = shape_of(annotation)
     fields = {field.name: field for field in fields_of(shape.base)}
     if is_secret_type(shape.base):
         yield value
     elif fields and isinstance(value, Mapping):
         for name, item in value.items():
-            if name in fields:
-                yield from typed_secrets(fields[name].annotation, item)
+            if name in fields and is_secret_name(fields[name].own_name):
+                yield item
+            elif name in fields:
+                yield from typed_secrets(fields[name].annotation, item, is_secret_name)
     elif shape.origin in UNIONS:
         for arm in shape.arguments:
-            yield from typed_secrets(arm, value)
+            yield from typed_secrets(arm, value, is_secret_name)
     elif shape.arguments and isinstance(value, Mapping | list | set | frozenset):
         for item in value.values() if isinstance(value, Mapping) else value:
             for argument in shape.arguments:
-                yield from typed_secrets(argument, item)
+                yield from typed_secrets(argument, item, is_secret_name)
     elif value is not None and has_secret(annotation, _no_name):
         yield value
 

@@ -155,8 +155,9 @@ def _info(task: Task) -> TaskInfo:
 def _own_doc(task: Task) -> str:
     """Return the docstring of the task's code, not the one it inherits from Celery's Task."""
     own = task.run.__doc__ or (None if task.__doc__ == Task.__doc__ else task.__doc__)
-    is_own = isinstance(own, str) and own != Task.run.__doc__
-    return inspect.cleandoc(own) if is_own else ""
+    if not isinstance(own, str) or own == Task.run.__doc__:
+        return ""
+    return inspect.cleandoc(own)
 
 
 def _queue(task: Task) -> str:

@@ -59,7 +59,7 @@ def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
     if isinstance(value, RootModel):
         return below(value.root)
     if isinstance(value, BaseModel):
-        return _mapping(_model_items(value, only_set), below)
+        return _hidden_by_field(type(value), _mapping(_model_items(value, only_set), below))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _mapping(_dataclass_items(value), below)
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -95,6 +95,16 @@ def _mapping(value: Mapping[Any, Any], below: Callable[[Any], Any]) -> dict[str,
 
 def _hidden_if_named(key: str, item: Any) -> Any:
     return Hidden(revealed(item)) if is_secret_name(key) else item
+
+
+def _hidden_by_field(cls: type[BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
+    """Hide also what is secret by the name of its field, whatever its alias is."""
+    secret = {
+        validation_key(cls, name, info)
+        for name, info in cls.model_fields.items()
+        if is_secret_name(name)
+    }
+    return {key: Hidden(revealed(item)) if key in secret else item for key, item in tree.items()}
 
 
 def _key(key: Any) -> str:

@@ -9,9 +9,10 @@ from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import Group
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
+from pydantic.alias_generators import to_camel
 
-from celery_admin_runner.calls import prepare_call, secrets_of
+from celery_admin_runner.calls import prepare_call, secrets_of, signature_of
 from celery_admin_runner.exceptions import InvalidArguments
 from celery_admin_runner.redaction import MASK
 from tests import typed_tasks
@@ -159,3 +160,41 @@ def test_secrets_are_found_without_validating(
     annotation: Any, value: Any, expected: set[str]
 ) -> None:
     assert secrets_of(task_of(annotation), [value], {}) == expected
+
+
+class Aliased(BaseModel):
+    """Its field is secret by its name, and travels under another one."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+    api_key: str
+    size: int = 1
+
+
+def test_a_field_is_secret_by_its_name_whatever_its_alias() -> None:
+    task = task_of(Aliased)
+
+    call = prepare_call(task, [{"apiKey": "Sesame5"}], {})
+
+    assert call.args[0]["apiKey"] == "Sesame5"
+    assert call.has_secrets
+    assert "Sesame5" not in str((call.stored_args, call.stored_kwargs, call.argsrepr))
+    assert "Sesame5" in secrets_of(task, call.args, call.kwargs)
+
+
+def test_one_annotation_that_can_not_be_resolved_uncovers_no_secret() -> None:
+    def run(first, hint, other, when):
+        """Have annotations of which some can't be resolved."""
+
+    run.__annotations__ = {
+        "first": "Unknown",
+        "hint": "SecretStr",
+        "other": "MissingSecret",
+        "when": "int",
+    }
+    task = as_task(run)
+
+    call = prepare_call(task, ["a", "Sesame6", {"b": "Sesame7"}, 5], {})
+
+    assert signature_of(task).problem
+    assert call.args == ("a", "Sesame6", {"b": "Sesame7"}, 5)
+    assert not any(text in str(call.stored_args) for text in ("Sesame6", "Sesame7"))
