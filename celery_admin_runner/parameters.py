@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, SchemaError
 from typing_extensions import is_typeddict
 
 from celery_admin_runner.annotations import (
@@ -40,11 +40,14 @@ from celery_admin_runner.annotations import (
 #: What goes wrong when annotations, which are code, are read.
 UNREADABLE = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
     LookupError,
     NameError,
-    RecursionError,
+    OSError,
+    RuntimeError,
+    SchemaError,
     SyntaxError,
     TypeError,
     ValueError,

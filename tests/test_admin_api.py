@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from datetime import timedelta
+from typing import Annotated
 
 import pytest
 from django.contrib import admin
@@ -15,6 +16,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from pydantic import BaseModel, Field
 
 from celery_admin_runner.admin.api import BODY_MAX_BYTES
 from celery_admin_runner.models import TaskRunRecord
@@ -104,6 +106,45 @@ def test_defaults_are_readable_or_null(client: Client, operator: User) -> None:
 
     defaults = {item["name"]: item["default"] for item in task["parameters"]}
     assert defaults == {"wait": "P0DT00H01M00S", "thing": None, "api_key": None, "number": None}
+
+
+class Gateway(BaseModel):
+    """Has a default that is secret by its name."""
+
+    api_key: str = "hunter3"
+    retries: int = 3
+
+
+class Hostile:
+    """Breaks while pydantic reads it."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *args: object) -> None:
+        raise RuntimeError("no schema")
+
+
+def test_no_secret_default_stands_in_a_schema(client: Client, operator: User) -> None:
+    def call(gateway: Gateway) -> None:
+        """Have a default inside of a model."""
+
+    with registered(call) as name:
+        [task] = tasks(client, q=name)["tasks"]
+
+    properties = task["parameters"][0]["schema"]["properties"]
+    assert "hunter3" not in str(task)
+    assert properties["retries"]["default"] == 3
+
+
+def test_an_annotation_that_breaks_pydantic_breaks_no_page(client: Client, operator: User) -> None:
+    def odd(thing: Hostile, pattern: Annotated[str, Field(pattern="(")] = "") -> None:
+        """Have annotations that raise."""
+
+    with registered(odd) as name:
+        [task] = tasks(client, q=name)["tasks"]
+        page = client.get(page_of(name))
+
+    assert [item["name"] for item in task["parameters"]] == ["thing", "pattern"]
+    assert page.status_code == 200
 
 
 def test_tasks_are_searched_and_paged(client: Client, operator: User) -> None:

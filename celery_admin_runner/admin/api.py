@@ -243,8 +243,25 @@ def _parameter_entry(parameter: Parameter) -> ParameterEntry:
         "required": parameter.is_required,
         "default": _default(parameter),
         "annotation": parameter.annotation_text,
-        "schema": parameter.json_schema(),
+        "schema": _without_secret_defaults(parameter.json_schema()),
     }
+
+
+def _without_secret_defaults(schema: Any) -> Any:
+    """Return a JSON schema without the defaults of properties that REDACT names."""
+    if isinstance(schema, list):
+        return [_without_secret_defaults(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shown = {key: _without_secret_defaults(item) for key, item in schema.items()}
+    if isinstance(properties := shown.get("properties"), dict):
+        shown["properties"] = {
+            name: {key: part for key, part in item.items() if key != "default"}
+            if is_secret_name(name) and isinstance(item, dict)
+            else item
+            for name, item in properties.items()
+        }
+    return shown
 
 
 def _default(parameter: Parameter) -> Any:
