@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -78,8 +79,8 @@ class Parameter:
     #: ``inspect.Parameter.empty`` where there is none.
     default: Any = inspect.Parameter.empty
     help_text: str = ""
-    #: The name of a model's field that is validated under an alias.
-    own_name: str = ""
+    #: Of a model's field: its own name and all its aliases.
+    names: tuple[str, ...] = ()
 
     @property
     def is_required(self) -> bool:
@@ -188,7 +189,10 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         problem = f"The signature of the task can't be read: {error}."
         return Signature(OPEN.parameters, summary, description, problem)
     try:
-        hints = _hints(code, {})
+        hints = {
+            name: with_known_dicts(hint)
+            for name, hint in typing.get_type_hints(code, include_extras=True).items()
+        }
         problem = ""
     except UNREADABLE as error:
         hints = _readable_hints(code)
@@ -200,23 +204,22 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     return Signature(typed, summary, description, problem)
 
 
-def _hints(annotated: Any, namespace: dict[str, Any]) -> dict[str, Any]:
-    """Return the resolved annotations of ``annotated``; raises UNREADABLE."""
-    hints = typing.get_type_hints(annotated, namespace or None, include_extras=True)
-    return {name: with_known_dicts(hint) for name, hint in hints.items()}
-
-
 def _readable_hints(code: Any) -> dict[str, Any]:
-    """Return those annotations that speak of a secret, though others can't be resolved.
+    """Return those annotations that may hold a secret, though others can't be resolved.
 
-    One that itself can't be resolved counts as a secret if its text says so.
+    Which names are secret can change, so every type with fields may hold one. An annotation
+    that itself can't be resolved counts as a secret if its text says so.
     """
     hints: dict[str, Any] = {}
-    for name, annotation in getattr(code, "__annotations__", {}).items():
+    module = sys.modules.get(getattr(code, "__module__", None) or "")
+    names = getattr(code, "__globals__", None) or getattr(module, "__dict__", {})
+    # getattr would find what a class inherits, too.
+    own = vars(code).get if isinstance(code, type) else partial(getattr, code)
+    for name, annotation in own("__annotations__", {}).items():
         alone = SimpleNamespace(__annotations__={name: annotation})
         try:
-            [hint] = _hints(alone, getattr(code, "__globals__", {})).values()
-            hints[name] = hint if has_secret(hint, _no_name) else Any
+            [hint] = typing.get_type_hints(alone, names, include_extras=True).values()
+            hints[name] = hint if has_secret(hint, bool) else Any
         except UNREADABLE:
             hints[name] = Secret[Any] if "secret" in str(annotation).lower() else Any
     return hints
@@ -259,7 +262,9 @@ def fields_of(annotation: Any) -> tuple[Parameter, ...]:
     try:
         hints = typing.get_type_hints(annotation, include_extras=True)
     except UNREADABLE:
-        return ()
+        hints = {}
+        for part in reversed(annotation.__mro__):
+            hints |= _readable_hints(part)
     if dataclasses.is_dataclass(annotation):
         return tuple(_dataclass_fields(annotation, hints))
     if is_typeddict(annotation):
@@ -301,7 +306,9 @@ def _model_fields(model: type[BaseModel]) -> Iterator[Parameter]:
             annotation = Annotated[annotation, *info.metadata]
         help_text = info.description or ""
         key = validation_key(model, name, info)
-        yield replace(_field(key, annotation, _default(info), help_text), own_name=name)
+        yield replace(
+            _field(key, annotation, _default(info), help_text), names=field_names(name, info)
+        )
 
 
 def _default(info: FieldInfo) -> Any:
@@ -320,6 +327,15 @@ def validation_key(model: type[BaseModel], name: str, info: FieldInfo) -> str:
     return alias if isinstance(alias, str) and not by_name else name
 
 
+def field_names(name: str, info: FieldInfo) -> tuple[str, ...]:
+    """Return the name of a field and all its aliases; of a path to it the keys."""
+    alias = info.validation_alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    keys = [key for item in choices for key in (getattr(item, "path", None) or [item])]
+    aliases = (info.alias, info.serialization_alias, *keys)
+    return (name, *(item for item in aliases if isinstance(item, str)))
+
+
 def _dataclass_fields(annotation: Any, hints: Mapping[str, Any]) -> Iterator[Parameter]:
     for item in dataclasses.fields(annotation):
         if not item.init:
@@ -329,7 +345,9 @@ def _dataclass_fields(annotation: Any, hints: Mapping[str, Any]) -> Iterator[Par
             default = _default(default)
         if item.default_factory is not dataclasses.MISSING:
             default = Default.COMPUTED
-        yield _field(item.name, hints.get(item.name, Any), default)
+        info = getattr(annotation, "__pydantic_fields__", {}).get(item.name)
+        known = _field(item.name, hints.get(item.name, Any), default)
+        yield replace(known, names=field_names(item.name, info)) if info else known
 
 
 def has_secret(annotation: Any, is_secret_name: Callable[[str], bool]) -> bool:
@@ -348,8 +366,7 @@ def _has_secret(
     seen |= {id(shape.base)}
     fields = fields_of(shape.base)
     return any(
-        is_secret_name(field.name)
-        or is_secret_name(field.own_name)
+        any(map(is_secret_name, (field.name, *field.names)))
         or _has_secret(field.annotation, is_secret_name, seen)
         for field in fields
     ) or any(_has_secret(item, is_secret_name, seen) for item in shape.arguments)
@@ -368,7 +385,7 @@ def typed_secrets(
         yield value
     elif fields and isinstance(value, Mapping):
         for name, item in value.items():
-            if name in fields and is_secret_name(fields[name].own_name):
+            if name in fields and any(map(is_secret_name, fields[name].names)):
                 yield item
             elif name in fields:
                 yield from typed_secrets(fields[name].annotation, item, is_secret_name)

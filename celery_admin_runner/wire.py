@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from celery_admin_runner.encoding import MAX_DEPTH
 from celery_admin_runner.exceptions import NotEncodable
-from celery_admin_runner.parameters import validation_key
+from celery_admin_runner.parameters import field_names, validation_key
 from celery_admin_runner.redaction import MASK, is_secret_name, texts_of
 
 _ENVELOPE = {"__type__", "__value__"}
@@ -98,11 +98,11 @@ def _hidden_if_named(key: str, item: Any) -> Any:
 
 
 def _hidden_by_field(cls: type[BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
-    """Hide also what is secret by the name of its field, whatever its alias is."""
+    """Hide also what is secret by the name of its field or by any alias of it."""
     secret = {
         validation_key(cls, name, info)
         for name, info in cls.model_fields.items()
-        if is_secret_name(name)
+        if any(map(is_secret_name, field_names(name, info)))
     }
     return {key: Hidden(revealed(item)) if key in secret else item for key, item in tree.items()}
 

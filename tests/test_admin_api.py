@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pytest
 from django.contrib import admin
@@ -115,6 +115,20 @@ class Gateway(BaseModel):
     retries: int = 3
 
 
+class Aliased(BaseModel):
+    """Has defaults that are secret by a name behind an alias, and deep in another default."""
+
+    api_key: str = Field("hunter3", alias="apiKey")
+    gateway: Gateway = Gateway()
+    default: int = 4
+
+
+class Pair(NamedTuple):
+    """Has a default that is secret by its name, and no names in its schema."""
+
+    api_key: str = "hunter3"
+
+
 class Hostile:
     """Breaks while pydantic reads it."""
 
@@ -133,6 +147,20 @@ def test_no_secret_default_stands_in_a_schema(client: Client, operator: User) ->
     properties = task["parameters"][0]["schema"]["properties"]
     assert "hunter3" not in str(task)
     assert properties["retries"]["default"] == 3
+
+
+def test_no_secret_default_stands_in_a_schema_behind_another_name(
+    client: Client, operator: User
+) -> None:
+    def call(model: Aliased, pair: Pair) -> None:
+        """Have defaults inside of models."""
+
+    with registered(call) as name:
+        [task] = tasks(client, q=name)["tasks"]
+
+    properties = task["parameters"][0]["schema"]["properties"]
+    assert "hunter3" not in str(task)
+    assert properties["default"]["default"] == 4
 
 
 def test_an_annotation_that_breaks_pydantic_breaks_no_page(client: Client, operator: User) -> None:

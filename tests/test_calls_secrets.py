@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import Group
-from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 from pydantic.alias_generators import to_camel
 
 from celery_admin_runner.calls import prepare_call, secrets_of, signature_of
@@ -181,8 +181,46 @@ def test_a_field_is_secret_by_its_name_whatever_its_alias() -> None:
     assert "Sesame5" in secrets_of(task, call.args, call.kwargs)
 
 
+class AnyAlias(BaseModel):
+    """Its field is secret by an alias by which it does not travel."""
+
+    value: str = Field(validation_alias=AliasChoices("one", "password"))
+
+
+class ByName(BaseModel):
+    """Its field is secret by its alias, and travels under its name."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    value: str = Field(alias="apiPassword")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "key"),
+    [(AnyAlias, "one"), (AnyAlias, "password"), (ByName, "value"), (ByName, "apiPassword")],
+)
+def test_a_field_is_secret_by_any_of_its_aliases(annotation: Any, key: str) -> None:
+    task = task_of(annotation)
+
+    call = prepare_call(task, [{key: "Sesame5"}], {})
+
+    assert "Sesame5" in str(call.args)
+    assert "Sesame5" not in str((call.stored_args, call.argsrepr))
+    assert secrets_of(task, call.args, {}) == {"Sesame5"}
+
+
+@pytest.mark.parametrize("annotation", [typed_tasks.HalfKnown, typed_tasks.HalfKnownDict])
+def test_a_field_that_can_not_be_resolved_uncovers_no_secret(annotation: Any) -> None:
+    task = task_of(annotation)
+
+    call = prepare_call(task, [{"pin": "Sesame5", "thing": 1}], {})
+
+    assert call.args == ({"pin": "Sesame5", "thing": 1},)
+    assert call.stored_args == [MASK]
+    assert "Sesame5" in secrets_of(task, call.args, {})
+
+
 def test_one_annotation_that_can_not_be_resolved_uncovers_no_secret() -> None:
-    def run(first, hint, other, when):
+    def run(first, hint, other, when, model):
         """Have annotations of which some can't be resolved."""
 
     run.__annotations__ = {
@@ -190,11 +228,13 @@ def test_one_annotation_that_can_not_be_resolved_uncovers_no_secret() -> None:
         "hint": "SecretStr",
         "other": "MissingSecret",
         "when": "int",
+        "model": Aliased,
     }
     task = as_task(run)
 
-    call = prepare_call(task, ["a", "Sesame6", {"b": "Sesame7"}, 5], {})
+    call = prepare_call(task, ["a", "Sesame6", {"b": "Sesame7"}, 5, {"apiKey": "Sesame8"}], {})
 
     assert signature_of(task).problem
-    assert call.args == ("a", "Sesame6", {"b": "Sesame7"}, 5)
-    assert not any(text in str(call.stored_args) for text in ("Sesame6", "Sesame7"))
+    assert call.args[:4] == ("a", "Sesame6", {"b": "Sesame7"}, 5)
+    assert call.args[4]["apiKey"] == "Sesame8"
+    assert "Sesame" not in str(call.stored_args)

@@ -168,6 +168,21 @@ def unresolved(value: Unknown, number: int = 1) -> None:
     """Have an annotation that can't be resolved."""
 
 
+@dataclass
+class HalfKnown:
+    """A dataclass with a secret, and a field of an unknown type."""
+
+    pin: SecretStr
+    thing: Unknown
+
+
+class HalfKnownDict(TypedDict):
+    """The same as a dict."""
+
+    pin: SecretStr
+    thing: Unknown
+
+
 class Opaque:
     """Something pydantic knows nothing of."""
 

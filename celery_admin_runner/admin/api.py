@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, TypedDict
@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from celery_admin_runner import encoding, registry
 from celery_admin_runner.admin.links import record_url, run_page_url
+from celery_admin_runner.annotations import shape_of
 from celery_admin_runner.calls import signature_of
 from celery_admin_runner.exceptions import (
     ALL,
@@ -25,7 +26,7 @@ from celery_admin_runner.exceptions import (
     TaskNotRunnable,
 )
 from celery_admin_runner.forms.moments import refuse_far_years
-from celery_admin_runner.parameters import Parameter
+from celery_admin_runner.parameters import Parameter, fields_of
 from celery_admin_runner.redaction import is_secret_name
 from celery_admin_runner.registry import TaskInfo
 from celery_admin_runner.runner import TaskRunner
@@ -243,25 +244,64 @@ def _parameter_entry(parameter: Parameter) -> ParameterEntry:
         "required": parameter.is_required,
         "default": _default(parameter),
         "annotation": parameter.annotation_text,
-        "schema": _without_secret_defaults(parameter.json_schema()),
+        "schema": _without_secret_defaults(
+            parameter.json_schema(), frozenset(_secret_keys(parameter.annotation))
+        ),
     }
 
 
-def _without_secret_defaults(schema: Any) -> Any:
-    """Return a JSON schema without the defaults of properties that REDACT names."""
-    if isinstance(schema, list):
-        return [_without_secret_defaults(item) for item in schema]
+def _secret_keys(annotation: Any, seen: frozenset[int] = frozenset()) -> Iterator[str]:
+    """Yield the keys of secret fields, at any depth, by all their names."""
+    shape = shape_of(annotation)
+    if id(shape.base) in seen:
+        return
+    seen |= {id(shape.base)}
+    for field in fields_of(shape.base):
+        names = (field.name, *field.names)
+        if any(map(is_secret_name, names)):
+            yield from names
+        yield from _secret_keys(field.annotation, seen)
+    for argument in shape.arguments:
+        yield from _secret_keys(argument, seen)
+
+
+def _without_secret_defaults(schema: Any, keys: Set[str]) -> Any:
+    """Return a JSON schema without the defaults of secret keys, and those that hold some."""
     if not isinstance(schema, dict):
         return schema
-    shown = {key: _without_secret_defaults(item) for key, item in schema.items()}
-    if isinstance(properties := shown.get("properties"), dict):
-        shown["properties"] = {
-            name: {key: part for key, part in item.items() if key != "default"}
-            if is_secret_name(name) and isinstance(item, dict)
-            else item
-            for name, item in properties.items()
+    shown = {
+        key: _without_secret_defaults(part, keys)
+        for key, part in schema.items()
+        if key != "default" or not _has_key(part, keys)
+    }
+    for name in shown.keys() & {"$defs", "properties"}:
+        shown[name] = {
+            key: _without_default(part, keys)
+            if key in keys
+            else _without_secret_defaults(part, keys)
+            for key, part in schema[name].items()
         }
+    for name in shown.keys() & {"allOf", "anyOf", "oneOf"}:
+        shown[name] = [_without_secret_defaults(part, keys) for part in schema[name]]
+    if keys and "prefixItems" in shown:
+        # A named tuple: which item is whose is not told.
+        shown["prefixItems"] = [_without_default(part, keys) for part in schema["prefixItems"]]
     return shown
+
+
+def _without_default(schema: Any, keys: Set[str]) -> Any:
+    shown = _without_secret_defaults(schema, keys)
+    return {key: part for key, part in shown.items() if key != "default"}
+
+
+def _has_key(value: Any, keys: Set[str]) -> bool:
+    """Tell whether a secret key is somewhere in a default."""
+    if isinstance(value, dict):
+        return any(
+            key in keys or is_secret_name(key) or _has_key(item, keys)
+            for key, item in value.items()
+        )
+    return isinstance(value, list) and any(_has_key(item, keys) for item in value)
 
 
 def _default(parameter: Parameter) -> Any:
