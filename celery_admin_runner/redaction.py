@@ -12,6 +12,8 @@ from celery_admin_runner.conf import settings
 
 #: What is stored and shown in place of a secret.
 MASK = "********"
+#: The secrets of a call where it can't be told which they are: this text is in every text.
+EVERYTHING = ""
 
 
 def is_secret_name(name: str) -> bool:
@@ -60,7 +62,10 @@ def texts_of(value: Any) -> Iterator[str]:
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
     """Return ``text`` with every secret in it masked, the longest first."""
-    for secret in sorted(set(secrets), key=len, reverse=True):
+    texts = set(secrets)
+    if EVERYTHING in texts:
+        return MASK if text else ""
+    for secret in sorted(texts, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
 
@@ -69,6 +74,8 @@ def scrubbed(value: Any, secrets: frozenset[str]) -> Any:
     """Return plain JSON data with every secret in its texts, keys and numbers masked."""
     if not secrets or value is None or isinstance(value, bool):
         return value
+    if EVERYTHING in secrets:
+        return MASK
     if isinstance(value, Mapping):
         return {scrub(key, secrets): scrubbed(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):

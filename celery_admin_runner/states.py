@@ -37,6 +37,8 @@ FINISHED = frozenset(
     {State.SUCCESS, State.FAILURE, State.REVOKED, State.EXPIRED, State.IGNORED, State.LOST}
 )
 UNFINISHED = frozenset(State) - FINISHED
+#: Nobody but the database knows of a run in these states.
+KEPT = frozenset({State.SCHEDULED, State.WAITING})
 #: The states that a report of a worker may move: all that are not finished, and LOST.
 REPORTABLE = UNFINISHED | {State.LOST}
 #: Ended other than asked for: what the figures count as failures.

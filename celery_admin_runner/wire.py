@@ -33,19 +33,20 @@ class Hidden:
     value: Any
 
 
-def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
+def to_wire(value: Any, *, only_set: bool = False, only_held: bool = False, depth: int = 0) -> Any:
     """Return ``value`` as a tree of what serializers carry, each secret in it as ``Hidden``.
 
     Enums become their value, models, dataclasses and named tuples dicts, tuples
     lists, keys texts, whatever else pydantic writes as a text that text.
     ``only_set`` leaves out the fields of models that only have their default.
-    Raises NotEncodable.
+    ``only_held`` takes nothing from iterators, which would be used up, and may have no end,
+    and from ranges. Raises NotEncodable.
     """
     if depth > MAX_DEPTH:
         raise NotEncodable(
             _("This is nested too deeply: more than %(limit)s levels.") % {"limit": MAX_DEPTH}
         )
-    below = partial(to_wire, only_set=only_set, depth=depth + 1)
+    below = partial(to_wire, only_set=only_set, only_held=only_held, depth=depth + 1)
     if value is None or type(value) in _NATIVE:
         return value
     if isinstance(value, Secret | SecretBytes | SecretStr):
@@ -68,6 +69,8 @@ def to_wire(value: Any, *, only_set: bool = False, depth: int = 0) -> Any:
         return _set(value, below)
     if isinstance(value, str | bytes | bytearray | memoryview):
         return str.__str__(value) if isinstance(value, str) else bytes(value)
+    if only_held and isinstance(value, Iterator | range):
+        raise NotEncodable(f"{type(value).__name__}: its items are made when they are asked for.")
     if isinstance(value, Sequence | Iterator | ValuesView):
         return [below(item) for item in value]
     return _leaf(value)
