@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from celery_admin_runner.annotations import is_secret_type, shape_of
 from celery_admin_runner.binding import Argument, Place, bind
-from celery_admin_runner.encoding import CALL_MAX_BYTES, readable, to_plain
+from celery_admin_runner.encoding import CALL_MAX_BYTES, ForeignCode, readable, to_plain
 from celery_admin_runner.exceptions import ALL, InvalidArguments, NotEncodable
 from celery_admin_runner.model_keys import (
     NamedObjects,
@@ -34,7 +34,7 @@ from celery_admin_runner.parameters import (
     read_signature,
     typed_secrets,
 )
-from celery_admin_runner.redaction import MASK, is_secret_name
+from celery_admin_runner.redaction import EVERYTHING, MASK, is_secret_name
 from celery_admin_runner.wire import (
     Hidden,
     masked,
@@ -141,8 +141,17 @@ def secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> se
     """Return the texts of the secrets in a call, to scrub them from other texts; never raises.
 
     Nothing is validated: validators are the project's own code. Where a value is not
-    what its parameter says, all of it counts as secret.
+    what its parameter says, all of it counts as secret; all there is where the
+    project's own types raise something: EVERYTHING.
     """
+    try:
+        with ForeignCode():
+            return _secrets_of(task, args, kwargs)
+    except NotEncodable:
+        return {EVERYTHING}
+
+
+def _secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
     texts: set[str] = set()
     for argument in bind(signature_of(task), args, kwargs).arguments:
         is_named_secret = is_secret_name(argument.parameter.name) or is_secret_name(argument.key)
@@ -268,13 +277,19 @@ def _is_stable(adapter: TypeAdapter[Any], tree: Any, *, only_set: bool) -> bool:
     return same(revealed(again), wire)
 
 
+def as_received(value: Any, serializer: str) -> Any:
+    """Return what a worker receives of a value; raises what the serializer raises."""
+    content_type, content_encoding, payload = dumps(value, serializer=serializer)
+    return loads(payload, content_type, content_encoding, accept=[content_type])
+
+
 def same(one: Any, other: Any) -> bool:
     """Tell whether two values on the wire are the same: 1, 1.0 and True are not."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
+    if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other) or (one != one and other != other)
 
@@ -284,8 +299,7 @@ def _refuse_changes(task: Task, argument: Argument, tree: Any) -> None:
     wire = revealed(tree)
     serializer = task.serializer or task.app.conf.task_serializer
     try:
-        content_type, content_encoding, payload = dumps(wire, serializer=serializer)
-        arrived = loads(payload, content_type, content_encoding, accept=[content_type])
+        arrived = as_received(wire, serializer)
     except KombuError as error:
         text = _("The serializer %(serializer)s can't carry this: %(error)s")
         raise NotEncodable(text % {"serializer": repr(serializer), "error": error}) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from django.conf import settings as django_settings
 
@@ -34,8 +34,30 @@ class Settings:
     #: Glob patterns of parameter names whose values are never stored, shown,
     #: exported or logged. Case does not matter.
     REDACT: Sequence[str] = ("*password*", "*secret*", "*token*", "*api_key*")
+    #: Names and glob patterns of tasks that are journalled also when code starts them, or
+    #: beat; ``["*"]``: all but Celery's own.
+    TRACK: Sequence[str] = ()
+    #: How many bytes of a run's output are kept: its beginning and its end.
+    OUTPUT_MAX_BYTES: int = 1024 * 1024
+    #: After how many seconds at most the output of a running task is written down.
+    OUTPUT_FLUSH_SECONDS: float = 1
+    #: Our result backend stores the text of a result that is no JSON; False: the task fails.
+    FORCE_JSON: bool = True
+    #: After how long in a state, without a word, an unfinished run counts as stale; states
+    #: that are not named keep their default, None: never (see ``querysets.STALE_AFTER``).
+    STALE_AFTER: Mapping[str, timedelta | None] = {}
     #: Results larger than this many bytes of JSON are stored shortened, and say so.
     RESULT_MAX_BYTES: int = 64 * 1024
+    #: Who sends the runs that are due: "worker" (each worker, in a thread), "beat" (the task
+    #: ``celery_admin_runner.tasks.dispatch_due_runs``, which beat is to send each few seconds)
+    #: or "command" (``manage.py dispatch_taskruns``).
+    DISPATCH: Literal["worker", "beat", "command"] = "worker"
+    #: Keep a DjangoTask that code sends with ``eta`` or ``countdown`` in the database until it
+    #: is due, and not in the memory of the workers.
+    SCHEDULE_ETA: bool = False
+    #: For how many seconds a locked beat (``celery_admin_runner.beat``) holds its lease: after so
+    #: many, and one tick, another takes over from one that died. 1 to 86400.
+    BEAT_LEASE_SECONDS: float = 60
 
     def __getattribute__(self, name: str) -> Any:
         """Answer from the project's settings, else with the default."""

@@ -1,8 +1,8 @@
-"""The tables: runs, their output, and leases."""
+"""The tables: runs, their output, what they wait for, faults while recording, and leases."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from django.conf import settings
@@ -13,7 +13,16 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from celery_admin_runner.querysets import Figures, LeaseQuerySet, TaskRunRecordQuerySet
+from celery_admin_runner.encoding import is_altered
+from celery_admin_runner.querysets import (
+    STEP_MAX,
+    Figures,
+    LeaseQuerySet,
+    TaskRunRecordQuerySet,
+    heard_of_at,
+    is_stale,
+    is_stale_scheduled,
+)
 from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.states import FINISHED, State
 
@@ -22,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Longest name of a task, and of a user, that fits.
 NAME_MAX_LENGTH = 255
+#: What ``publish_error`` begins with where the broker may have taken the message all the same.
+NOT_CONFIRMED = "Not confirmed: "
 
 
 class Source(models.TextChoices):
@@ -67,6 +78,8 @@ class TaskRunRecord(models.Model):
         _("source"), max_length=16, choices=Source.choices, default=Source.CODE
     )
     reason = models.TextField(_("reason"), blank=True)
+    #: The name of the schedule's entry that beat sent it for; "" for other runs.
+    periodic_task_name = models.CharField(_("periodic task"), max_length=255, blank=True)
 
     # About
     content_type = models.ForeignKey(
@@ -136,6 +149,12 @@ class TaskRunRecord(models.Model):
     dispatch_id = models.UUIDField(_("dispatch id"), null=True, blank=True)
     claimed_at = models.DateTimeField(_("claimed at"), null=True, blank=True)
     publish_error = models.TextField(_("error while sending"), blank=True)
+    #: When a dispatcher is to send it: its ``eta``, or the moment when all that it waited for
+    #: had succeeded. Null: no dispatcher is to send it.
+    due_at = models.DateTimeField(_("due at"), null=True, blank=True)
+    #: What else goes with the message of a kept run, as ``apply_async`` takes it: chain, link,
+    #: group, ...; plain JSON.
+    canvas = models.JSONField(_("canvas"), null=True, blank=True)
 
     # Uniqueness
     unique_key = models.CharField(_("unique key"), max_length=255, blank=True)
@@ -144,7 +163,15 @@ class TaskRunRecord(models.Model):
     ignore_until = models.DateTimeField(_("ignore until"), null=True, blank=True)
 
     # Outcome
+    #: Plain JSON of what it returned: secrets masked, shortened to RESULT_MAX_BYTES.
     result = models.JSONField(_("result"), null=True, blank=True)
+    #: The JSON text of the whole result where ``result`` is shortened; written by our result
+    #: backend, for ``AsyncResult.get()``.
+    whole_result = models.TextField(_("whole result"), blank=True)
+    #: For ``AsyncResult.children``: what Celery's ``AsyncResult.as_tuple`` gives, a list.
+    children = models.JSONField(_("children"), null=True, blank=True)
+    #: A state of the task's own (``Task.update_state``), which only Celery's results show.
+    custom_state = models.CharField(_("custom state"), max_length=64, blank=True)
     exception = models.TextField(_("exception"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
     worker = models.CharField(_("worker"), max_length=255, blank=True)
@@ -197,8 +224,8 @@ class TaskRunRecord(models.Model):
             models.Index(fields=["created_at"], name="taskrun_created_idx"),
             models.Index(fields=["finished_at"], name="taskrun_finished_idx"),
             # What is due, and what was claimed and never sent.
-            models.Index(fields=["state", "eta"], name="taskrun_due_idx"),
-            models.Index(fields=["dispatch_id"], name="taskrun_dispatch_idx"),
+            models.Index(fields=["due_at"], name="taskrun_due_idx"),
+            models.Index(fields=["periodic_task_name", "-id"], name="taskrun_periodic_idx"),
             models.Index(fields=["unique_key", "-id"], name="taskrun_unique_idx"),
         ]
 
@@ -218,9 +245,69 @@ class TaskRunRecord(models.Model):
         return max(self.finished_at - self.started_at, timedelta())
 
     @property
+    def heard_of_at(self) -> datetime:
+        """When something was last heard of the run; its ``eta``, if that is later."""
+        return heard_of_at(self)
+
+    def is_stale(self, now: datetime) -> bool:
+        """Tell whether nobody has heard of the run for longer than is usual in its state."""
+        return is_stale(self, now)
+
+    def is_stale_scheduled(self, now: datetime) -> bool:
+        """Tell whether a dispatcher took the run to send it, and was not heard of since."""
+        return is_stale_scheduled(self, now)
+
+    @property
+    def may_have_been_sent(self) -> bool:
+        """Tell whether somebody began to send the run, and nobody knows how far that came.
+
+        Sent again, it may run twice. True also while it is being sent.
+        """
+        if self.state not in {State.UNSENT, State.SCHEDULED} or self.published_at is not None:
+            return False
+        return self.claimed_at is not None or self.publish_error.startswith(NOT_CONFIRMED)
+
+    def complete_output(self, among: TaskRunRecordQuerySet | None = None) -> str:
+        """Return all that is kept of what the run printed and logged, in the order it came.
+
+        Before it stands the output of the runs that it depends on, also through others, each
+        once, and each after that of its own dependencies. ``among``: of these runs only.
+        """
+        runs = TaskRunRecord.objects.using(self._state.db) if among is None else among
+        order = runs.dependencies_of(self.pk)
+        outputs: dict[int, list[str]] = {pk: [] for pk in order}
+        for start in range(0, len(order), STEP_MAX):
+            shown = runs.filter(pk__in=order[start : start + STEP_MAX]).values("pk")
+            pieces = TaskRunOutput.objects.using(runs.db).filter(run__in=shown.order_by())
+            for pk, text in pieces.order_by("run", "seq").values_list("run_id", "text"):
+                outputs[pk].append(text)
+        texts = ["".join(pieces) for pieces in outputs.values() if pieces]
+        # The output of the next run begins on a line of its own.
+        begun = [text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]]
+        return "".join([*begun, *texts[-1:]])
+
+    @property
     def has_masked_arguments(self) -> bool:
         """Tell whether an argument is secret, so that only its user can give it again."""
         return has_mask(self.args) or has_mask(self.kwargs)
+
+    @property
+    def has_altered_arguments(self) -> bool:
+        """Tell whether for an argument only a text is stored, which never was sent."""
+        return any(map(is_altered, [*self.args, *self.kwargs.values()]))
+
+    @property
+    def lost_options(self) -> list[str]:
+        """The names of the options that are not stored as they were sent: a secret header."""
+        return [
+            name for name, value in self.options.items() if is_altered(value) or has_mask(value)
+        ]
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """Tell whether the row holds all that was sent as it was, so that it can be sent again."""
+        is_whole = not self.has_masked_arguments and not self.has_altered_arguments
+        return is_whole and not self.lost_options
 
 
 class CeleryTask(TaskRunRecord):
@@ -276,6 +363,62 @@ class TaskRunOutput(models.Model):
         return f"{self.run_id}/{self.seq}"
 
 
+class OpenDependency(models.Model):
+    """One of the runs that a WAITING run waits for; the row goes when that one has succeeded.
+
+    ``depends_on`` keeps for ever what a run waited for; this is only what it still waits for.
+    """
+
+    #: The run that waits.
+    dependent = models.ForeignKey(
+        TaskRunRecord,
+        verbose_name=_("dependent"),
+        on_delete=models.CASCADE,
+        related_name="open_dependencies",
+        db_index=False,
+    )
+    #: The run that it waits for. It stays as long: else nobody would know how it ended.
+    dependency = models.ForeignKey(
+        TaskRunRecord,
+        verbose_name=_("dependency"),
+        on_delete=models.RESTRICT,
+        related_name="open_dependents",
+    )
+
+    class Meta:
+        verbose_name = _("open dependency")
+        verbose_name_plural = _("open dependencies")
+        default_permissions = ()
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(
+                fields=["dependent", "dependency"], name="opendependency_once_uniq"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.dependent_id} waits for {self.dependency_id}"
+
+
+class RecordingFault(models.Model):
+    """How often a worker could not write to the journal; a row a worker."""
+
+    #: The worker's name; "" for processes that are no workers.
+    worker = models.CharField(_("worker"), max_length=255, unique=True)
+    count = models.PositiveBigIntegerField(_("count"), default=0)
+    #: The latest fault: the run, what happened, and when that was written down.
+    task_id = models.CharField(_("task id"), max_length=255)
+    error = models.TextField(_("error"))
+    happened_at = models.DateTimeField(_("happened at"))
+
+    class Meta:
+        verbose_name = _("recording fault")
+        verbose_name_plural = _("recording faults")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.worker}: {self.count}"
+
+
 class Lease(models.Model):
     """The right to do something alone, until a moment; a row a name."""
 
@@ -283,6 +426,10 @@ class Lease(models.Model):
     #: Who holds it: a token of its own for each holder.
     holder = models.UUIDField(_("holder"), null=True, blank=True)
     expires_at = models.DateTimeField(_("expires at"))
+    #: Fencing: one more each time that somebody takes the lease.
+    counter = models.PositiveBigIntegerField(_("counter"), default=0)
+    #: What its holder leaves to the next one; plain JSON.
+    data = models.JSONField(_("data"), null=True, blank=True)
 
     objects = LeaseQuerySet.as_manager()
 

@@ -1,9 +1,13 @@
-"""Every question about runs, and ``transition``, the only writer of ``state``."""
+"""Every question about runs, and ``transition``, which alone writes ``state``.
+
+But for ``hand_over``, and for what workers report: that is the same statement, written by
+hand (``statements.move``).
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -11,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 from django.db import models
-from django.db.models import Count, Max, Q, Window
-from django.db.models.functions import RowNumber
+from django.db.models import Case, Count, F, Max, Min, Q, Value, When, Window
+from django.db.models.functions import Coalesce, RowNumber
+from django.utils import timezone
 
+from celery_admin_runner.conf import settings
 from celery_admin_runner.states import FAILED, FINISHED, UNFINISHED, State
 
 if TYPE_CHECKING:
@@ -27,6 +33,34 @@ if TYPE_CHECKING:
 _LAST_RUN_FIELDS = ("task_name", "state", "created_at", "run_by_name", "source")
 #: A task's typical duration is the median of so many of its latest succeeded runs.
 TYPICAL_OF = 20
+#: Of so many runs at once it is asked what they depend on.
+STEP_MAX = 500
+
+#: After how long without a word an unfinished run counts as stale, by state; None: never.
+#: The setting STALE_AFTER changes single ones. A worker tells at most every 30 seconds that a
+#: run goes on; a queue can be long; what is kept waits for its moment, or for other runs.
+STALE_AFTER: Mapping[State, timedelta | None] = {
+    State.UNSENT: timedelta(minutes=5),
+    State.SCHEDULED: None,
+    State.WAITING: None,
+    State.PENDING: timedelta(days=1),
+    State.STARTED: timedelta(minutes=2),
+    State.RETRY: timedelta(days=1),
+    State.CANCELLING: timedelta(minutes=10),
+}
+#: Who claims a run that is due sends it within seconds: longer ago than this, and it died.
+STALE_SCHEDULED_AFTER = timedelta(minutes=5)
+#: The moments at which something was heard of a run. ``eta`` is one too, for before it
+#: nothing is to be heard.
+_HEARD_AT = (
+    "created_at",
+    "claimed_at",
+    "published_at",
+    "started_at",
+    "heartbeat_at",
+    "cancel_requested_at",
+    "eta",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +74,44 @@ class Figures:
     typical_duration: timedelta | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """The unfinished runs in one state and one queue."""
+
+    state: State
+    queue: str
+    runs: int
+    #: When the oldest of them was made.
+    oldest_at: datetime
+
+
+def stale_after() -> dict[State, timedelta | None]:
+    """Return the threshold of every unfinished state: the defaults, changed by STALE_AFTER.
+
+    What the setting names and does not exist counts for nothing (a check says so).
+    """
+    chosen = settings.STALE_AFTER
+    return {state: chosen.get(state.value, default) for state, default in STALE_AFTER.items()}
+
+
+def heard_of_at(run: TaskRunRecord) -> datetime:
+    """Return when something was last heard of a run; its ``eta``, if that is later."""
+    moments: list[datetime | None] = [getattr(run, name) for name in _HEARD_AT]
+    return max(moment for moment in moments if moment is not None)
+
+
+def is_stale(run: TaskRunRecord, now: datetime) -> bool:
+    """Tell whether a run that was read from the database is one of ``stale(now)``."""
+    threshold = stale_after().get(State(run.state))
+    return threshold is not None and now - heard_of_at(run) > threshold
+
+
+def is_stale_scheduled(run: TaskRunRecord, now: datetime) -> bool:
+    """Tell whether a run that was read from the database is one of ``stale_scheduled(now)``."""
+    is_claimed = run.state == State.SCHEDULED and run.claimed_at is not None
+    return is_claimed and now - run.claimed_at > STALE_SCHEDULED_AFTER  # type: ignore[operator]
+
+
 class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
     """Runs, and how they are asked for and moved."""
 
@@ -49,11 +121,71 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         One guarded UPDATE that also writes ``fields``; returns how many rows it
         moved. Of any number of concurrent callers exactly one gets 1 for a row:
         who gets 1 acts, who gets 0 stops. A finished run gives up its
-        ``active_key``, so that a unique task can run again.
+        ``active_key``, so that a unique task can run again, and is due no more.
         """
         if target in FINISHED:
-            fields.setdefault("active_key", None)
-        return self.filter(state__in=list(sources)).update(state=target, **fields)
+            fields = {"active_key": None, "due_at": None, **fields}
+        return self.in_state(sources).update(state=target, **fields)
+
+    def hand_over(self, now: datetime) -> int:
+        """Write when these runs were sent, and move those that nobody has begun yet to PENDING.
+
+        One UPDATE, like ``transition``, that leaves every other state as it is: a worker may
+        have begun, or somebody have asked it to stop, before its publisher writes this.
+        """
+        is_unsent = When(
+            state__in=[State.UNSENT, State.SCHEDULED], then=Value(State.PENDING.value)
+        )
+        return self.update(
+            state=Case(is_unsent, default=F("state")),
+            due_at=None,
+            published_at=Coalesce("published_at", Value(now, models.DateTimeField())),
+        )
+
+    def in_state(self, states: Iterable[State]) -> Self:
+        """Runs in one of ``states``, written so that no index serves it.
+
+        For a row that its key names MariaDB 10.11 would take the index on the state, and
+        lock that before the row; whoever moves the state locks them the other way round,
+        and one of the two ends as a deadlock.
+        """
+        return self.alias(_state=Coalesce("state", Value(""))).filter(_state__in=list(states))
+
+    def advance(self, *, current: int, total: int | None, message: str) -> int:
+        """Write the progress of unfinished runs that are not further already."""
+        runs = self.in_state(UNFINISHED).filter(progress_current__lte=current)
+        return runs.update(
+            progress_current=current, progress_total=total, progress_message=message
+        )
+
+    def dependencies_of(self, pk: int) -> list[int]:
+        """Return the keys of all that a run depends on, also through others, each once.
+
+        Before each run those that it depends on itself, so ``pk``, the last, comes after all.
+        One query for each step of the longest way (and for each 500 runs on it).
+        """
+        links = self.model.depends_on.through._base_manager.using(self.db)
+        awaited: dict[int, list[int]] = {}
+        level = [pk]
+        while level:
+            awaited |= {key: [] for key in level}
+            for start in range(0, len(level), STEP_MAX):
+                step = links.filter(from_taskrunrecord__in=level[start : start + STEP_MAX])
+                for key, other in step.values_list("from_taskrunrecord_id", "to_taskrunrecord_id"):
+                    awaited[key].append(other)
+            level = sorted({other for key in level for other in awaited[key]} - awaited.keys())
+        order: list[int] = []
+        found: set[int] = set()
+        stack = [(pk, False)]
+        while stack:
+            key, is_next = stack.pop()
+            if is_next:
+                order.append(key)
+            elif key not in found:
+                found.add(key)
+                stack.append((key, True))
+                stack += [(other, False) for other in sorted(awaited[key], reverse=True)]
+        return order
 
     def finished(self) -> Self:
         """Runs that have ended."""
@@ -76,6 +208,67 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
     def older_than(self, moment: datetime) -> Self:
         """Finished runs that ended before ``moment``."""
         return self.finished().filter(finished_at__lt=moment)
+
+    def stale(
+        self,
+        now: datetime | None = None,
+        *,
+        older_than: timedelta | None = None,
+        states: Iterable[State] | None = None,
+    ) -> Self:
+        """Unfinished runs of which nobody has heard for longer than is usual in their state.
+
+        ``older_than`` takes the place of every threshold, ``states`` are those that are
+        looked at; by default all that have a threshold. A run whose ``eta`` is still to come
+        is not stale. One query, whose first condition is the state. Raises ValueError for a
+        finished state.
+        """
+        now = timezone.now() if now is None else now
+        parts = [
+            Q(state=state) & _silent_since(cutoff)
+            for state, cutoff in _cutoffs(now, older_than, states)
+        ]
+        if not parts:
+            return self.none()
+        return self.filter(Q(*parts, _connector=Q.OR))
+
+    def stale_scheduled(
+        self, now: datetime | None = None, *, older_than: timedelta = STALE_SCHEDULED_AFTER
+    ) -> Self:
+        """Scheduled runs that a dispatcher took to send them, longer ago than ``older_than``.
+
+        It died before it wrote that they were sent, and nobody knows whether they were: they
+        are not sent again by themselves. One query, which the index on ``due_at`` serves.
+        """
+        now = timezone.now() if now is None else now
+        # Not even the first run is as old as an age that reaches back before 1970.
+        if older_than.total_seconds() >= now.timestamp():
+            return self.none()
+        cutoff = now - older_than
+        # What was claimed was due.
+        return self.filter(state=State.SCHEDULED, due_at__lt=cutoff, claimed_at__lt=cutoff)
+
+    def lose(self, run: TaskRunRecord, *, now: datetime) -> int:
+        """Move a run that was read as stale to LOST, unless it was heard of since.
+
+        One guarded UPDATE; returns how many rows it moved. A later report corrects it.
+        """
+        heard_at = heard_of_at(run)
+        silent = self.filter(_silent_since(heard_at + timedelta(microseconds=1)), pk=run.pk)
+        return silent.transition(
+            sources=[State(run.state)],
+            target=State.LOST,
+            finished_at=now,
+            exception=f"Lost: nobody has heard of it since {heard_at.isoformat(' ', 'seconds')}.",
+        )
+
+    def unfinished_ages(self) -> list[Unfinished]:
+        """Return how many runs are unfinished, and since when, by state and queue."""
+        groups = self.unfinished().order_by("state", "queue").values_list("state", "queue")
+        return [
+            Unfinished(state=State(state), queue=queue, runs=runs, oldest_at=oldest_at)
+            for state, queue, runs, oldest_at in groups.annotate(Count("pk"), Min("created_at"))
+        ]
 
     def figures_by_task(
         self, *, since: datetime, task_names: Sequence[str] | None = None
@@ -133,16 +326,57 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         return {name: median(values) for name, values in durations.items()}  # type: ignore[type-var]
 
 
+def _cutoffs(
+    now: datetime, older_than: timedelta | None, states: Iterable[State] | None
+) -> Iterator[tuple[State, datetime]]:
+    """Yield the states that are looked at, and since when a run in them must be silent."""
+    looked_at = None if states is None else frozenset(states)
+    if looked_at is not None and (finished := FINISHED & looked_at):
+        raise ValueError(f"{', '.join(sorted(finished))}: a finished run is never stale.")
+    for state, threshold in stale_after().items():
+        is_looked_at = threshold is not None if looked_at is None else state in looked_at
+        age = threshold if older_than is None else older_than
+        # Not even the first run is as old as an age that reaches back before 1970.
+        if is_looked_at and age is not None and age.total_seconds() < now.timestamp():
+            yield state, now - age
+
+
+def _silent_since(cutoff: datetime) -> Q:
+    """The latest of several moments, each of which may be missing, was before ``cutoff``."""
+    conditions = Q(created_at__lt=cutoff)
+    for name in _HEARD_AT[1:]:
+        conditions &= Q(**{f"{name}__lt": cutoff}) | Q(**{name: None})
+    return conditions
+
+
 class LeaseQuerySet(models.QuerySet["Lease"]):
     """Leases, and how one is taken."""
 
     def take(self, name: str, *, holder: UUID, now: datetime, until: datetime) -> bool:
-        """Take the lease ``name`` until ``until`` if nobody holds it at ``now``.
+        """Take the lease ``name`` until ``until`` if nobody else holds it at ``now``.
 
-        One guarded UPDATE after the row was made sure to exist; of any number
-        of concurrent callers exactly one gets True.
+        One guarded UPDATE after the row was made sure to exist; of any number of concurrent
+        callers exactly one gets True. It begins a new term: the fencing counter goes up.
         """
         self.bulk_create([self.model(name=name, expires_at=now)], ignore_conflicts=True)
-        return bool(
-            self.filter(name=name, expires_at__lte=now).update(holder=holder, expires_at=until)
-        )
+        free = self.filter(Q(expires_at__lte=now) | Q(holder=holder), name=name)
+        return bool(free.update(holder=holder, expires_at=until, counter=F("counter") + 1))
+
+    def in_term(self, name: str, *, holder: UUID, counter: int) -> Self:
+        """The lease ``name`` as long as nobody has taken it since, though it may have run out."""
+        return self.filter(name=name, holder=holder, counter=counter)
+
+    def renew(self, until: datetime) -> bool:
+        """Hold these leases until ``until``, never shorter than before; whether there was one.
+
+        A statement that the database executes late, when a later one is through, does nothing.
+        """
+        return bool(self.filter(expires_at__lte=until).update(expires_at=until))
+
+    def keep(self, data: Any) -> bool:
+        """Keep in these leases what their next holder is to know; whether there was one."""
+        return bool(self.update(data=data))
+
+    def give_back(self, now: datetime) -> bool:
+        """Let these leases end at ``now``; whether there was one."""
+        return bool(self.update(holder=None, expires_at=now))

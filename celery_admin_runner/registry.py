@@ -17,8 +17,11 @@ from django.utils.module_loading import import_string
 from celery_admin_runner.conf import settings
 from celery_admin_runner.exceptions import TaskNotFound
 
-#: Celery's own tasks begin so; they are listed and never runnable.
+#: Celery's own tasks begin so, and ours; they are listed, and never runnable or tracked.
 CELERY_PREFIX = "celery."
+OWN_PREFIX = "celery_admin_runner."
+#: The task by which beat has what is due sent (DISPATCH="beat").
+DISPATCH_TASK = "celery_admin_runner.tasks.dispatch_due_runs"
 #: What routing raises for a queue that is not configured, and the project's own router
 #: for a call whose arguments it needs.
 UNROUTABLE = (QueueNotFound, AttributeError, LookupError, TypeError, ValueError)
@@ -71,11 +74,13 @@ def celery_app() -> Celery:
 
     Raises ImportError if the APP setting can't be imported.
     """
-    app: Celery
     if settings.APP is None:
-        app = current_app._get_current_object()
-    else:
-        app = import_string(settings.APP.replace(":", "."))
+        return with_tasks(current_app._get_current_object())
+    return with_tasks(import_string(settings.APP.replace(":", ".")))
+
+
+def with_tasks(app: Celery) -> Celery:
+    """Return an app with all its tasks imported."""
     _import_tasks(app)
     return app
 
@@ -86,12 +91,17 @@ def _import_tasks(app: Celery) -> None:
     app.loader.import_default_modules()
 
 
+def is_internal(task_name: str) -> bool:
+    """Tell whether a task belongs to the machinery: Celery's, or ours."""
+    return task_name.startswith((CELERY_PREFIX, OWN_PREFIX))
+
+
 def rule_for(task_name: str) -> Rule | None:
     """Return the rule under which a task can be run, or None if it can't be.
 
     Of several matching patterns in a mapping the first one counts.
     """
-    if task_name.startswith(CELERY_PREFIX):
+    if is_internal(task_name):
         return None
     patterns = settings.RUNNABLE_TASKS
     if isinstance(patterns, str):
@@ -120,13 +130,42 @@ def get_task_info(task_name: str) -> TaskInfo:
     return _info(get_task(task_name))
 
 
+class NamedTask(Task):  # type: ignore[misc]
+    """A task that only workers know: here it has nothing but its name, and takes any arguments."""
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send it by its name, as beat does; also with ``task_always_eager``."""
+        return self.app.send_task(self.name, args, kwargs, **options)
+
+
+def find_task(task_name: str) -> Task:
+    """Return the registered task, else one that is sent by its name."""
+    app = celery_app()
+    task = app.tasks.get(task_name)
+    return _named_task(app, task_name) if task is None else task
+
+
+def find_task_info(task_name: str) -> TaskInfo:
+    """Return what is known of a task that may be registered with the workers only."""
+    return _info(find_task(task_name))
+
+
+@cache
+def _named_task(app: Celery, task_name: str) -> NamedTask:
+    """Return the same task for a name each time: what is read of it is kept."""
+    kind: type[NamedTask] = type("NamedTask", (NamedTask,), {"name": task_name})
+    kind.bind(app)
+    task: NamedTask = kind()
+    return task
+
+
 def all_task_infos() -> list[TaskInfo]:
-    """Return every registered task by name, Celery's own last.
+    """Return every registered task by name, Celery's own and ours last.
 
     With SHOW_ONLY_RUNNABLE only those that can be run.
     """
     tasks = celery_app().tasks
-    names = sorted(tasks, key=lambda name: (name.startswith(CELERY_PREFIX), name))
+    names = sorted(tasks, key=lambda name: (is_internal(name), name))
     infos = (_info(tasks[name]) for name in names)
     return [info for info in infos if info.is_runnable or not settings.SHOW_ONLY_RUNNABLE]
 

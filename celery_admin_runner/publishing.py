@@ -1,0 +1,382 @@
+"""Journal what code and beat publish: the row first, then the message.
+
+Only tasks that TRACK names; every other message pays one look-up. The row is written
+once before the message goes and once after it went, each one statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from functools import partial
+from threading import Event
+from typing import Any
+from uuid import uuid4
+
+from celery import current_app
+from celery.app.task import Context
+from celery.utils.time import maybe_iso8601
+from django.conf import settings as django_settings
+from django.db import DatabaseError, IntegrityError, connections, router, transaction
+from django.utils import timezone
+
+from celery_admin_runner.conf import settings
+from celery_admin_runner.encoding import FORCED, storable_text, to_plain
+from celery_admin_runner.exceptions import NotEncodable
+from celery_admin_runner.messages import (
+    MASKED_ARGS_HEADER,
+    MASKED_KWARGS_HEADER,
+    PERIODIC_HEADER,
+    ROW_HEADER,
+    RUN_HEADER,
+    marks_run,
+    row_header,
+    row_of,
+)
+from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
+from celery_admin_runner.options import is_far
+from celery_admin_runner.recording import database, journal, report
+from celery_admin_runner.redaction import masked, scrubbed
+from celery_admin_runner.registry import is_internal
+from celery_admin_runner.storing import StoredCall, stored_call
+
+#: Set on a task's request when the task was replaced (``Task.replace``): its id lives on.
+REPLACED = "celery_admin_runner_replaced"
+#: Headers that Celery's own protocol gives a message, those aside that a request knows.
+_PROTOCOL_HEADERS = {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
+_OWN_HEADERS = {
+    RUN_HEADER,
+    ROW_HEADER,
+    MASKED_ARGS_HEADER,
+    MASKED_KWARGS_HEADER,
+    PERIODIC_HEADER,
+}
+
+#: Set in a process of ``celery beat``: what it publishes stands in its schedule.
+_beat = Event()
+#: The task id of the run whose message is being published here.
+_publishing: ContextVar[str] = ContextVar("celery_admin_runner_publishing", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """Inside which run something is started, and who started that one."""
+
+    parent_id: str = ""
+    root_id: str = ""
+    #: The primary key of the user; None for nobody.
+    run_by_id: str | None = None
+    run_by_name: str = ""
+
+
+def lineage() -> Lineage:
+    """Return what a run that is started here and now inherits of the task it is started in."""
+    task = current_app.current_worker_task
+    if task is None:
+        return Lineage()
+    request = task.request
+    row = row_of(request.headers)
+    return Lineage(
+        parent_id=request.id or "",
+        root_id=request.root_id or request.id or "",
+        run_by_id=(row.run_by or None) if row else None,
+        run_by_name=row.run_by_name if row else "",
+    )
+
+
+def learn_that_this_is_beat(**kwargs: Any) -> None:
+    """Learn from Celery's signal that this process publishes a schedule."""
+    _beat.set()
+
+
+def is_tracked_by_name(task_name: str) -> bool:
+    """Tell whether TRACK names a task; Celery's own are never tracked."""
+    patterns = settings.TRACK
+    if not patterns or is_internal(task_name):
+        return False
+    if isinstance(patterns, str):
+        # A check refuses this; letter by letter, the "*" in it would match every task.
+        patterns = [patterns]
+    return any(fnmatchcase(task_name, pattern) for pattern in patterns)
+
+
+def track(
+    task_name: str,
+    *,
+    headers: dict[str, Any],
+    body: Any,
+    properties: Mapping[str, Any],
+    exchange: str = "",
+    routing_key: str = "",
+    declare: Sequence[Any] | None = None,
+) -> None:
+    """Write the row of a message that is about to be published, and mark the message as ours.
+
+    A message that is marked already is left alone: a TaskRunner sends it, or Celery
+    sends the next attempt of a run. Never raises for want of a database.
+    """
+    task_id = headers.get("id")
+    if task_id is None or marks_run(headers, task_id) or _continues_run(headers, task_id):
+        return
+    if not is_tracked_by_name(task_name):
+        _pass_on_user(headers)
+        return
+    call = stored_call(task_name, body[0], body[1])
+    queue = _queue(exchange, routing_key, declare)
+    options = _options(headers, properties, queue, exchange, routing_key)
+    secrets = frozenset(call.secrets)
+    options = {name: scrubbed(value, secrets) for name, value in options.items()}
+    run = _row(task_name, headers, call, options, queue)
+    if report("the publish", task_id, lambda: _insert_from_transaction(run)):
+        headers.update(_marks(run, call))
+        _publishing.set(task_id)
+
+
+def handed_over(headers: Mapping[str, Any]) -> None:
+    """Move the run whose message was taken by the broker to PENDING, if no worker was faster."""
+    task_id = headers.get("id") or ""
+    if _publishing.get() != task_id or not task_id:
+        return
+    _publishing.set("")
+    now = timezone.now()
+    report("the handover", task_id, lambda: _record_handover(task_id, now))
+
+
+def _record_handover(task_id: str, now: datetime) -> None:
+    runs = journal().filter(task_id=task_id)
+    with _harmless(runs.db):
+        runs.hand_over(now)
+
+
+def _continues_run(headers: dict[str, Any], task_id: str) -> bool:
+    """Tell whether the message replaces the task that publishes it, and mark it then.
+
+    Celery 5.7 (``Task.replace``) sends another task under the same id, and ends the
+    first with Ignore.
+    """
+    task = current_app.current_worker_task
+    if task is None or task.request.id != task_id:
+        return False
+    request: Context = task.request
+    if not marks_run(request.headers, task_id):
+        return False
+    setattr(request, REPLACED, True)
+    headers.update({RUN_HEADER: task_id, ROW_HEADER: request.headers.get(ROW_HEADER)})
+    return True
+
+
+def _pass_on_user(headers: dict[str, Any]) -> None:
+    """Let a run that a task starts which is no run itself still know who began it all.
+
+    So it is with ``celery.chord_unlock``, which starts the body of a chord.
+    """
+    task = current_app.current_worker_task if settings.TRACK else None
+    if task is not None and (row := (task.request.headers or {}).get(ROW_HEADER)):
+        headers.setdefault(ROW_HEADER, row)
+
+
+def origin(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a new run that tell where it comes from, by its message's headers.
+
+    Of these ``id`` is needed. ``parent_id`` and ``root_id`` come before those of the task that
+    it is started in.
+    """
+    inherited = lineage()
+    periodic = headers.get(PERIODIC_HEADER) or ""
+    parent_id = headers.get("parent_id") or inherited.parent_id
+    root_id = headers.get("root_id") or inherited.root_id
+    is_periodic = bool(periodic) or (_beat.is_set() and not parent_id)
+    return {
+        "run_by_id": inherited.run_by_id,
+        "run_by_name": inherited.run_by_name,
+        "source": Source.PERIODIC if is_periodic else Source.CODE,
+        "periodic_task_name": storable_text(str(periodic))[:255],
+        "parent_id": parent_id,
+        "root_id": root_id if parent_id or root_id != headers["id"] else "",
+    }
+
+
+def _row(
+    task_name: str,
+    headers: Mapping[str, Any],
+    call: StoredCall,
+    options: dict[str, Any],
+    queue: str,
+) -> TaskRunRecord:
+    """Return the row of a message, not saved yet."""
+    now = timezone.now()
+    return TaskRunRecord(
+        task_id=headers["id"],
+        task_name=storable_text(task_name)[:NAME_MAX_LENGTH],
+        args=call.args,
+        kwargs=call.kwargs,
+        options=options,
+        queue=queue[:255],
+        **origin(headers),
+        created_at=now,
+        eta=moment(headers.get("eta")),
+        expires_at=moment(headers.get("expires")),
+        # Nobody sends it again meanwhile.
+        dispatch_id=uuid4(),
+        claimed_at=now,
+    )
+
+
+def _insert_from_transaction(run: TaskRunRecord) -> bool:
+    """Insert a row, beside the transaction that its publisher may be in.
+
+    The publisher may have locked its user there, for which the row, on a connection of its
+    own, would wait in vain: the row gets its user when that transaction is committed.
+    """
+    alias = str(router.db_for_write(TaskRunRecord))
+    user = run.run_by_id
+    if user is None or database() == alias or not connections[alias].in_atomic_block:
+        return _insert(run)
+    run.run_by_id = None
+    is_recorded = _insert(run)
+    run.run_by_id = user
+    transaction.on_commit(partial(_add_user, run), using=alias, robust=True)
+    return is_recorded
+
+
+def _add_user(run: TaskRunRecord) -> None:
+    runs = journal().filter(task_id=run.task_id, run_by=None)
+    report("the user", run.task_id, lambda: runs.update(run_by_id=run.run_by_id))
+
+
+def _insert(run: TaskRunRecord) -> bool:
+    """Insert a row; False where the database refuses it, and it is not there either.
+
+    Its user may be in a transaction that this connection can't see: the run is recorded
+    without then. Or the same id was published before: that row stays, and tells of both.
+    """
+    if _inserted(run):
+        return True
+    known = journal().filter(task_id=run.task_id).only("pk", "run_by", "run_by_name").first()
+    if known is not None:
+        run.pk, run.run_by_id, run.run_by_name = known.pk, known.run_by_id, known.run_by_name
+        return True
+    run.run_by_id = None
+    return _inserted(run)
+
+
+def _inserted(run: TaskRunRecord) -> bool:
+    using = database()
+    try:
+        with _harmless(using):
+            run.save(force_insert=True, using=using)
+    except IntegrityError:
+        return False
+    return True
+
+
+@contextmanager
+def _harmless(using: str) -> Iterator[None]:
+    """Let a statement that fails leave the caller's transaction on SQLite as it was.
+
+    SQLite undoes the statement alone, mostly: if it has ended the transaction, that stays so.
+    """
+    connection = connections[using]
+    must_roll_back = connection.needs_rollback
+    try:
+        yield
+    except DatabaseError:
+        if connection.in_atomic_block and connection.vendor == "sqlite":
+            is_whole = connection.connection.in_transaction
+            transaction.set_rollback(must_roll_back or not is_whole, using=using)
+        raise
+
+
+def _marks(run: TaskRunRecord, call: StoredCall) -> dict[str, Any]:
+    """Return the headers by which workers know the run, and Celery shows no secret of it."""
+    marks: dict[str, Any] = {RUN_HEADER: run.task_id, ROW_HEADER: row_header(run)}
+    if call.secrets:
+        marks |= {
+            MASKED_ARGS_HEADER: call.argsrepr,
+            MASKED_KWARGS_HEADER: call.kwargsrepr,
+            "argsrepr": call.argsrepr,
+            "kwargsrepr": call.kwargsrepr,
+        }
+    return marks
+
+
+def _options(
+    headers: Mapping[str, Any],
+    properties: Mapping[str, Any],
+    queue: str,
+    exchange: str,
+    routing_key: str,
+) -> dict[str, Any]:
+    """Return, as plain JSON, the options of ``apply_async`` that gave this message.
+
+    ``expires`` is in seconds from the publish on.
+    """
+    hard, soft = headers.get("timelimit") or (None, None)
+    options: dict[str, Any] = {
+        "queue": queue or None,
+        "exchange": (not queue and exchange) or None,
+        "routing_key": (not queue and routing_key) or None,
+        "priority": properties.get("priority"),
+        "expires": properties.get("expiration"),
+        "time_limit": hard,
+        "soft_time_limit": soft,
+        "shadow": headers.get("shadow"),
+        "ignore_result": headers.get("ignore_result") or None,
+        "headers": _custom_headers(headers) or None,
+    }
+    return {name: _plain(value) for name, value in options.items() if value is not None}
+
+
+def _custom_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that the caller gave."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in _PROTOCOL_HEADERS | _OWN_HEADERS and not hasattr(Context, name)
+    }
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return to_plain(masked(value))
+    except NotEncodable:
+        return {"value": storable_text(str(type(value))), FORCED: True}
+
+
+def moment(text: datetime | str | None) -> datetime | None:
+    """Return a moment, as Celery has it, as the database takes it; None for one that is far.
+
+    Celery 5.7 takes a moment without its zone for UTC.
+    """
+    try:
+        parsed: datetime | None = maybe_iso8601(text)
+    except (TypeError, ValueError):
+        return None
+    if parsed is None or is_far(parsed):
+        return None
+    if timezone.is_naive(parsed):
+        parsed = parsed.replace(tzinfo=UTC)
+    if django_settings.USE_TZ:
+        return parsed
+    return timezone.make_naive(parsed, timezone.get_default_timezone())
+
+
+def due(when: Any, now: datetime) -> datetime | None:
+    """Return the moment for which Celery 5.7 sent a retry: ``Retry.when``, seconds or a moment."""
+    if isinstance(when, int | float):
+        return now + timedelta(seconds=when)
+    return moment(when)
+
+
+def _queue(exchange: str, routing_key: str, declare: Sequence[Any] | None) -> str:
+    """Return the name of the queue that a message goes to; "" where only the broker knows.
+
+    Celery 5.7 publishes to a queue by the nameless exchange and the queue's name.
+    """
+    if not exchange and routing_key:
+        return routing_key
+    return str(declare[0].name) if declare else ""
