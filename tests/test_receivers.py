@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from threading import Thread
-
 import pytest
-from celery import signals
 from django.db import DatabaseError, connection
 from django.utils import timezone
 
-from celery_admin_runner import tracking
+from celery_admin_runner import results, tracking
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
@@ -189,31 +186,6 @@ def test_each_report_is_one_update(django_assert_num_queries):
     assert all(query["sql"].startswith("UPDATE") for query in captured)
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_report_of_a_workers_parent_leaves_no_connection_however_long_they_are_kept(
-    monkeypatch,
-):
-    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
-    run = make_run(state=State.STARTED)
-    kept = {}
-
-    def report() -> None:
-        """Report as the parent does: in a thread of its own that holds no request."""
-        signals.task_failure.send(
-            sender=add, task_id=run.task_id, exception=ValueError("killed"), einfo=None
-        )
-        kept["connection"] = connection.connection
-        connection.close()
-
-    parent = Thread(target=report)
-    parent.start()
-    parent.join()
-
-    run.refresh_from_db()
-    assert run.state == State.FAILURE
-    assert kept == {"connection": None}
-
-
 @pytest.mark.django_db
 def test_a_database_that_does_not_answer_breaks_no_run(caplog):
     def refuse(execute, sql, params, many, context):
@@ -227,7 +199,7 @@ def test_a_database_that_does_not_answer_breaks_no_run(caplog):
         app.conf.task_always_eager = False
 
     assert result.get() == 3
-    assert "could not record on_prerun of run x: gone" in caplog.text
+    assert "could not record the start of run x: gone" in caplog.text
 
 
 def test_secret_keys_are_masked_in_a_result_that_is_no_json():
@@ -235,8 +207,8 @@ def test_secret_keys_are_masked_in_a_result_that_is_no_json():
     cyclic["itself"] = cyclic
 
     texts = [
-        str(tracking.storable_result({"password": "Sesame4", "number": float("nan")})),
-        str(tracking.storable_result(cyclic)),
+        str(results.storable_result({"password": "Sesame4", "number": float("nan")})),
+        str(results.storable_result(cyclic)),
     ]
 
     assert all("forced_json" in text for text in texts)
