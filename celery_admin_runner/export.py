@@ -32,6 +32,7 @@ EXPORT_FIELDS: tuple[str, ...] = (
     "duration",
     "run_by_name",
     "source",
+    "periodic_task_name",
     "reason",
     "args",
     "kwargs",
@@ -113,7 +114,8 @@ def csv_batches(
 
 def for_export(queryset: TaskRunRecordQuerySet) -> TaskRunRecordQuerySet:
     """Return the runs with all that their cells need, newest first."""
-    return queryset.defer(None).select_related("cancel_requested_by").order_by("-pk")
+    runs = queryset.defer(None).defer("whole_result", "children")
+    return runs.select_related("cancel_requested_by").order_by("-pk")
 
 
 def escape_formula(cell: Cell) -> Cell:

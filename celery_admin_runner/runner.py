@@ -2,69 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery.app.task import Task
-from django.conf import settings
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from celery_admin_runner.calls import Call, prepare_call
+from celery_admin_runner import control, dependencies
+from celery_admin_runner.binding import bind
+from celery_admin_runner.calls import Call, InvalidCall, prepare_call, signature_of
+from celery_admin_runner.cancelling import AWAITED, CLAIMABLE, ask_to_stop, check_can_kill
+from celery_admin_runner.control import Answer, Untold
 from celery_admin_runner.dispatch import (
-    Message,
+    CLAIM_LASTS,
+    Handover,
     claim,
+    claim_stale,
     keep_claim,
-    kept_message,
     publish,
     record_failure,
 )
-from celery_admin_runner.encoding import from_plain, to_plain
+from celery_admin_runner.encoding import from_plain, is_altered
 from celery_admin_runner.exceptions import (
     ALL,
     InvalidArguments,
-    NotEncodable,
+    NotMovable,
+    NotRetryable,
     NotSendable,
     TaskNotFound,
     TaskNotRunnable,
 )
+from celery_admin_runner.messages import Message, kept_message
 from celery_admin_runner.model_keys import ObjectSource
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
-from celery_admin_runner.registry import Rule, TaskInfo, get_task, get_task_info
+from celery_admin_runner.options import (
+    OPTIONS,
+    earliest_start,
+    moment_of,
+    options_again,
+    plain_options,
+    stored_options,
+)
+from celery_admin_runner.periodic import PeriodicTask, read_periodic_task
+from celery_admin_runner.publishing import due, lineage
+from celery_admin_runner.redaction import has_mask
+from celery_admin_runner.registry import (
+    TaskInfo,
+    find_task,
+    find_task_info,
+    get_task_info,
+)
+from celery_admin_runner.rights import RUN_PERMISSION, Rights
+from celery_admin_runner.scheduling import kept_fields, move, obstacle
 from celery_admin_runner.signals import TaskRunSignal
+from celery_admin_runner.states import KEPT, State
 
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
 
-RUN_PERMISSION = "celery_admin_runner.run_celerytask"
+__all__ = ("OPTIONS", "RUN_PERMISSION", "Cancellation", "TaskRunner")
 
 #: After the broker did not take a run, a runner lets it rest this long, in seconds.
 BROKER_REST = 5.0
 
-#: What may be given to ``apply_async`` with a run; the rest is the runner's own.
-OPTIONS = frozenset(
-    {
-        "compression",
-        "exchange",
-        "expires",
-        "headers",
-        "ignore_result",
-        "priority",
-        "queue",
-        "routing_key",
-        "serializer",
-        "shadow",
-        "soft_time_limit",
-        "time_limit",
-    }
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Cancellation:
+    """What came of asking a run to stop."""
+
+    #: The run's state now: CANCELLING until a worker confirms that it stopped.
+    state: State
+    #: What the workers answered; () where none had to be asked, or waits for the commit.
+    answers: tuple[Answer, ...] = ()
 
 
 class TaskRunner:
@@ -86,11 +103,37 @@ class TaskRunner:
         self.user = user
         self.objects = objects
         self.source = Source(source)
+        self._rights = Rights(user)
         self._broker_away_at = -BROKER_REST
 
     def may_run(self, info: TaskInfo) -> bool:
         """Tell whether the task is runnable, and this user may run it."""
-        return info.is_runnable and (self.user is None or self._is_allowed(self.user, info.rule))
+        return self._rights.may_run(info)
+
+    def may_cancel(self, run: TaskRunRecord) -> bool:
+        """Tell whether the run has not ended, and this user may cancel it."""
+        return not run.is_finished and self._rights.may_cancel(run)
+
+    def may_run_task_of(self, run: TaskRunRecord) -> bool:
+        """Tell whether this user may run the task of the run, as the same run once more."""
+        try:
+            return self.may_run(_task_info_of(run))
+        except TaskNotFound:
+            return False
+
+    def may_retry(self, run: TaskRunRecord) -> bool:
+        """Tell whether the run has ended, and this user may run it again.
+
+        A run with a secret can be run again only by who gives the secret anew, in the form:
+        see ``run.can_be_repeated``.
+        """
+        may_retry = run.is_finished and self._rights.may_retry(run)
+        return may_retry and self._may_run_registered(run.task_name)
+
+    def may_move(self, run: TaskRunRecord) -> bool:
+        """Tell whether the run is kept until later, and this user may say until when."""
+        may_move = not obstacle(run) and self._rights.may_see(run)
+        return may_move and self._may_run_registered(run.task_name)
 
     def run(
         self,
@@ -103,11 +146,14 @@ class TaskRunner:
         obj: models.Model | None = None,
         label: str = "",
         reason: str = "",
+        depends_on: Iterable[TaskRunRecord] = (),
         **options: Any,
     ) -> TaskRunRecord:
         """Record a run, send it, and return its row.
 
-        ``countdown`` and a numeric ``expires`` are seconds from now. Raises
+        ``countdown`` and a numeric ``expires`` are seconds from now. A run that may not start
+        yet is kept in the database, SCHEDULED until its ``eta``, or WAITING until the runs
+        that it ``depends_on`` have succeeded, and then sent by a dispatcher. Raises
         TaskNotFound, TaskNotRunnable, PermissionDenied, InvalidArguments, and
         TypeError for an option that is not in ``OPTIONS``. A broker that does not
         take the message raises nothing: the row stays UNSENT with ``publish_error``.
@@ -116,134 +162,436 @@ class TaskRunner:
         and the message is sent on commit; a rollback leaves neither.
         """
         now = timezone.now()
-        info = self._permitted(task_name)
-        task = get_task(task_name)
-        if unknown := options.keys() - OPTIONS:
-            raise TypeError(f"run() got unexpected options: {', '.join(sorted(unknown))}.")
-        if self.user is not None and info.rule.reason and not reason.strip():
+        return self._start(
+            self._permitted(task_name),
+            args,
+            kwargs or {},
+            now=now,
+            options=options,
+            eta=earliest_start(eta, countdown, now),
+            depends_on=self._awaited(depends_on),
+            label=label,
+            reason=reason,
+            source=self.source,
+            **_about(obj),
+        )
+
+    def retry(
+        self,
+        run: TaskRunRecord,
+        *,
+        reason: str = "",
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        depends_on: Iterable[TaskRunRecord] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> TaskRunRecord:
+        """Run again what has ended: record a new run with ``retry_of``, send it, return it.
+
+        It has the same arguments, options, label and object, and starts at once, whatever the
+        old one waited for; what is given here takes their place, ``options`` one by one
+        (None: without it). Raises
+        NotRetryable, also where something that is not given here is not stored as it was
+        sent, PermissionDenied, and InvalidArguments if the arguments do not fit the task as
+        it is today. Sent as by ``run``.
+        """
+        now = timezone.now()
+        if not self._rights.may_retry(run):
+            raise PermissionDenied(_("You are not allowed to run this again."))
+        if not run.is_finished:
+            text = _("This run is still in the state “%(state)s”: cancel it, or use the form.")
+            raise NotRetryable(text % {"state": State(run.state).label})
+        try:
+            info = self._permitted(run.task_name)
+        except (TaskNotFound, TaskNotRunnable) as error:
+            raise NotRetryable(str(error)) from error
+        changed = options or {}
+        if set(run.lost_options) - changed.keys():
+            raise NotRetryable(lost_text(run))
+        return self._start(
+            info,
+            _kept(run.args, run.args) if args is None else args,
+            _kept(run.kwargs, run.kwargs.values()) if kwargs is None else kwargs,
+            now=now,
+            options={**options_again(run, now), **changed},
+            eta=earliest_start(eta, countdown, now),
+            depends_on=self._awaited(depends_on),
+            label=run.label,
+            reason=reason,
+            source=Source.RETRY,
+            retry_of_id=run.pk,
+            content_type_id=run.content_type_id,
+            object_id=run.object_id,
+        )
+
+    def reschedule(
+        self,
+        run: TaskRunRecord,
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+    ) -> TaskRunRecord:
+        """Give a run that is kept another earliest start; raises NotMovable, PermissionDenied.
+
+        What has passed is now; without a moment it has none any more. Then it is sent at once,
+        but a WAITING run only when all have succeeded that it waits for. NotMovable where a
+        dispatcher was faster, where it is due already and should come sooner, and where it
+        would expire before. Of several callers at once the last one counts.
+        """
+        now = timezone.now()
+        self._check_may_move(run)
+        move(run, earliest_start(eta, countdown, now), now=now, using=_database())
+        return run
+
+    def add_dependencies(
+        self, run: TaskRunRecord, depends_on: Iterable[TaskRunRecord]
+    ) -> TaskRunRecord:
+        """Let a run that waits wait for more runs; return it as it is then.
+
+        Raises CircularDependency, NotMovable if it does not wait any more, InvalidArguments if
+        what it is to wait for is gone, and PermissionDenied. As with ``run``, a dependency that
+        has ended counts at once, on commit.
+        """
+        now = timezone.now()
+        self._check_may_move(run)
+        dependencies.await_more(run, self._awaited(depends_on), now=now)
+        _settle_on_commit(run)
+        run.refresh_from_db(using=_database())
+        return run
+
+    def run_periodic(self, periodic_task: PeriodicTask, *, reason: str = "") -> TaskRunRecord:
+        """Run a periodic task of django-celery-beat now, as beat would send it; return its run.
+
+        Its queue, exchange, routing key, priority, expires and headers are kept; whether it is
+        enabled does not matter. Its schedule stays as it is: this counts as no run of beat's.
+        A task that only workers know is sent by its name, if RUNNABLE_TASKS allows the name.
+        Raises what ``run`` raises but TaskNotFound; InvalidArguments, by the field of the
+        periodic task, also for what is no JSON there.
+        """
+        now = timezone.now()
+        call = read_periodic_task(periodic_task, now)
+        return self._start(
+            self._check_may_run(find_task_info(call.task_name)),
+            call.args,
+            call.kwargs,
+            now=now,
+            options=call.options,
+            eta=None,
+            reason=reason,
+            source=Source.PERIODIC,
+            periodic_task_name=call.name,
+        )
+
+    def cancel(
+        self, run: TaskRunRecord, *, terminate: bool = False, kill: bool = False
+    ) -> Cancellation:
+        """Ask a run to stop; raises NotCancellable and PermissionDenied.
+
+        What no worker has is REVOKED at once, and so is a DjangoTask that none runs just now.
+        Everything else is CANCELLING until Celery confirms that it has stopped: a task that
+        runs may look for it (``current_run().cancel_requested``). ``terminate`` ends the
+        process that runs it by SIGTERM; ``kill``, as a second step, by SIGKILL.
+
+        Inside ``transaction.atomic()`` the workers are told on commit. A broker that is away
+        raises nothing: an answer says so, and the run can be cancelled again.
+        """
+        if not self._rights.may_cancel(run):
+            raise PermissionDenied(_("You are not allowed to cancel this run."))
+        using = _database()
+        if kill:
+            run.refresh_from_db(using=using)
+            check_can_kill(run)
+        by = None if self.user is None else self.user.pk
+        was = ask_to_stop(run, by=by, now=timezone.now(), using=using)
+        answers: list[Answer] = []
+
+        def tell() -> None:
+            answers.extend(self._tell_workers(run, was, terminate=terminate, kill=kill))
+
+        transaction.on_commit(tell, using=using)
+        return Cancellation(state=State(run.state), answers=tuple(answers))
+
+    def terminate_many(self, runs: Iterable[TaskRunRecord]) -> list[Answer]:
+        """End those of these runs that ``cancel`` made CANCELLING, by one message to all workers.
+
+        Their states are read anew. Inside ``transaction.atomic()`` that, and the message, wait
+        for the commit, and so do the answers.
+        """
+        asked = {run.pk: run for run in runs if run.state == State.CANCELLING}
+        if not all(map(self._rights.may_cancel, asked.values())):
+            raise PermissionDenied(_("You are not allowed to cancel this run."))
+        answers: list[Answer] = []
+        transaction.on_commit(lambda: answers.extend(self._terminate(asked)), using=_database())
+        return answers
+
+    def _terminate(self, asked: Mapping[int, TaskRunRecord]) -> list[Answer]:
+        """End those of these runs that are still CANCELLING."""
+        _read_states(asked)
+        unfinished = [run for run in asked.values() if run.state == State.CANCELLING]
+        if not unfinished:
+            return []
+        if self._is_broker_away():
+            return [Untold(_("The broker was away just before.")).answer]
+        workers = {run.worker for run in unfinished if run.worker}
+        try:
+            answers = control.terminate_all([run.task_id for run in unfinished], workers=workers)
+        except Untold as error:
+            self._broker_away_at = monotonic()
+            return [error.answer]
+        _read_states(asked)
+        return answers
+
+    def send_again(self, run: TaskRunRecord) -> TaskRunRecord:
+        """Send a run that stayed UNSENT, or a stale scheduled one.
+
+        Of several callers at once one sends it. Where ``run.may_have_been_sent`` it may run
+        twice: so only a person decides that. Raises as ``check_can_send_again`` does.
+        """
+        now = timezone.now()
+        task, may_be_out = self._sendable(run, now), run.may_have_been_sent
+        if not (claim(run) or claim_stale(run, now)):
+            raise NotSendable(_unclaimed_text(run))
+
+        def send() -> None:
+            self._send(task, run, kept_message(run), may_be_out=may_be_out)
+
+        transaction.on_commit(send, using=_database())
+        return run
+
+    def check_can_send_again(self, run: TaskRunRecord) -> None:
+        """Raise NotSendable or PermissionDenied if ``send_again`` would for a run read just now.
+
+        A call with a masked value can't be sent again: nobody but who gave the secret knows it.
+        """
+        now = timezone.now()
+        self._sendable(run, now)
+        is_left = run.claimed_at is None or now - run.claimed_at > CLAIM_LASTS
+        is_unsent = run.state == State.UNSENT and is_left
+        if not is_unsent and not run.is_stale_scheduled(now):
+            raise NotSendable(_unclaimed_text(run))
+
+    def _sendable(self, run: TaskRunRecord, now: datetime) -> Task:
+        """Return the task of a run that this user may send again, whatever its state is."""
+        try:
+            task = find_task(self._check_may_run(_task_info_of(run)).name)
+        except (TaskNotFound, TaskNotRunnable) as error:
+            raise NotSendable(str(error)) from error
+        if not run.can_be_repeated:
+            raise NotSendable(lost_text(run))
+        bound = bind(signature_of(task), from_plain(run.args), from_plain(run.kwargs))
+        if bound.problems:
+            text = _(
+                "Its arguments do not fit the task any more; use “Edit and run again”. "
+                "%(problems)s"
+            )
+            raise NotSendable(text % {"problems": "; ".join(InvalidCall(bound.problems).lines)})
+        if run.expires_at is not None and run.expires_at <= now:
+            raise NotSendable(_("This run has expired: run the task again."))
+        return task
+
+    def _awaited(self, depends_on: Iterable[TaskRunRecord]) -> list[TaskRunRecord]:
+        """Return the runs to wait for, each once; raises PermissionDenied for what is hidden."""
+        awaited = {run.pk: run for run in depends_on}
+        if self.user is not None and awaited:
+            visible = TaskRunRecord.objects.using(_database()).visible_to(self.user)
+            if visible.filter(pk__in=list(awaited)).count() < len(awaited):
+                raise PermissionDenied(_("You are not allowed to see what this waits for."))
+        return list(awaited.values())
+
+    def _check_may_move(self, run: TaskRunRecord) -> None:
+        """Raise PermissionDenied or NotMovable if this user may not say when a run starts."""
+        if not self._rights.may_see(run):
+            raise PermissionDenied(_("You are not allowed to see this run."))
+        try:
+            self._permitted(run.task_name)
+        except (TaskNotFound, TaskNotRunnable) as error:
+            raise NotMovable(str(error)) from error
+
+    def _may_run_registered(self, task_name: str) -> bool:
+        """Tell whether this user may run a task that is registered here."""
+        try:
+            return self.may_run(get_task_info(task_name))
+        except TaskNotFound:
+            return False
+
+    def _permitted(self, task_name: str) -> TaskInfo:
+        """Return the task if it can be run, and by this user."""
+        return self._check_may_run(get_task_info(task_name))
+
+    def _check_may_run(self, info: TaskInfo) -> TaskInfo:
+        """Return the task; raises TaskNotRunnable and PermissionDenied."""
+        if not info.is_runnable:
+            raise TaskNotRunnable(info.name)
+        if not self.may_run(info):
+            raise PermissionDenied(_("You are not allowed to run %(task)s.") % {"task": info.name})
+        return info
+
+    def _start(
+        self,
+        info: TaskInfo,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        now: datetime,
+        options: Mapping[str, Any],
+        eta: datetime | None,
+        depends_on: Sequence[TaskRunRecord] = (),
+        **fields: Any,
+    ) -> TaskRunRecord:
+        """Check a call, record it with these fields of its row, and send it on commit.
+
+        What may not start yet is kept instead, for a dispatcher.
+        """
+        plain = plain_options(options)
+        if self.user is not None and info.rule.reason and not fields["reason"].strip():
             raise InvalidArguments({ALL: [_("This task needs a reason.")]})
-        call = prepare_call(task, args, kwargs or {}, user=self.user, objects=self.objects)
-        eta = _moment(eta, countdown, now)
-        if call.has_secrets and eta is not None:
+        task = find_task(info.name)
+        call = prepare_call(task, args, kwargs, user=self.user, objects=self.objects)
+        stored = stored_options(plain)
+        kept = kept_fields(eta, depends_on, now)
+        if kept and (call.has_secrets or has_mask(stored)):
             raise InvalidArguments(
                 {ALL: [_("A secret can't be kept until later: run this task now.")]}
             )
         run = self._record(
-            info, call, now, eta=eta, obj=obj, label=label, reason=reason, **options
+            call,
+            now,
+            depends_on,
+            **(kept or {"dispatch_id": uuid4(), "claimed_at": now}),
+            eta=eta,
+            task_name=info.name,
+            options=stored,
+            queue=options.get("queue") or info.queue,
+            expires_at=(
+                due(task.expires, now)
+                if options.get("expires") is None
+                else moment_of(options["expires"], now)
+            ),
+            **fields,
         )
+        if kept:
+            return run
         message = Message(
             args=call.args,
             kwargs=call.kwargs,
             argsrepr=call.argsrepr,
             kwargsrepr=call.kwargsrepr,
+            options=plain,
         )
         transaction.on_commit(lambda: self._send(task, run, message), using=_database())
         return run
 
-    def send_again(self, run: TaskRunRecord) -> TaskRunRecord:
-        """Send a run that stayed UNSENT; raises NotSendable and PermissionDenied.
-
-        Of several callers at once one sends it. A call with a masked value can't be
-        sent again: nobody but who gave the secret knows it.
-        """
-        try:
-            task = get_task(self._permitted(run.task_name).name)
-        except (TaskNotFound, TaskNotRunnable) as error:
-            raise NotSendable(str(error)) from error
-        if run.has_masked_arguments:
-            raise NotSendable(_("A secret of this run is not stored: fill in the form again."))
-        if run.expires_at is not None and run.expires_at <= timezone.now():
-            raise NotSendable(_("This run has expired: run the task again."))
-        if not claim(run):
-            raise NotSendable(_("This run was sent, or is being sent just now."))
-        transaction.on_commit(lambda: self._send(task, run, kept_message(run)), using=_database())
-        return run
-
-    def _is_allowed(self, user: AnyUser, rule: Rule) -> bool:
-        """Tell whether ``user`` has the permissions and the group that running asks for."""
-        if not user.is_active or not user.has_perm(RUN_PERMISSION):
-            return False
-        if rule.permission and not user.has_perm(rule.permission):
-            return False
-        is_member = not rule.groups or not self._group_names.isdisjoint(rule.groups)
-        return is_member or user.is_superuser
-
-    @cached_property
-    def _group_names(self) -> frozenset[str]:
-        """The names of the user's groups, asked for once."""
-        if self.user is None or self.user.pk is None:
-            return frozenset()
-        return frozenset(self.user.groups.values_list("name", flat=True))
-
-    def _permitted(self, task_name: str) -> TaskInfo:
-        """Return the task if it can be run, and by this user."""
-        info = get_task_info(task_name)
-        if not info.is_runnable:
-            raise TaskNotRunnable(task_name)
-        if not self.may_run(info):
-            raise PermissionDenied(_("You are not allowed to run %(task)s.") % {"task": task_name})
-        return info
-
     def _record(
-        self,
-        info: TaskInfo,
-        call: Call,
-        now: datetime,
-        *,
-        eta: datetime | None,
-        obj: models.Model | None,
-        label: str,
-        reason: str,
-        **options: Any,
+        self, call: Call, now: datetime, depends_on: Sequence[TaskRunRecord], **fields: Any
     ) -> TaskRunRecord:
-        """Write the row, already claimed by us: nobody else sends it meanwhile."""
-        user = self.user
+        """Write the row, and what it waits for.
+
+        What is sent at once is already claimed by us: nobody else sends it meanwhile.
+        """
+        user, inherited = self.user, lineage()
+        name = inherited.run_by_name if user is None else user.get_username()[:NAME_MAX_LENGTH]
         run = TaskRunRecord(
             task_id=str(uuid4()),
-            task_name=info.name,
-            label=label,
             args=call.stored_args,
             kwargs=call.stored_kwargs,
-            options=_plain_options(options),
-            queue=options.get("queue") or info.queue,
-            run_by_id=None if user is None else user.pk,
-            run_by_name="" if user is None else user.get_username()[:NAME_MAX_LENGTH],
-            source=self.source,
-            reason=reason,
+            parent_id=inherited.parent_id,
+            root_id=inherited.root_id,
+            run_by_id=inherited.run_by_id if user is None else user.pk,
+            run_by_name=name,
             created_at=now,
-            eta=eta,
-            expires_at=_moment_of(options.get("expires"), now),
-            dispatch_id=uuid4(),
-            claimed_at=now,
+            **fields,
         )
-        if obj is not None:
-            # Not ``run.obj = obj``, which would move the run to the object's database.
-            kinds = ContentType.objects.db_manager(_database())
-            run.content_type_id, run.object_id = kinds.get_for_model(obj).pk, obj.pk
-        run.save(force_insert=True, using=_database())
+        if not depends_on:
+            run.save(force_insert=True, using=_database())
+            return run
+        dependencies.record_waiting(run, depends_on)
+        _settle_on_commit(run)
         return run
 
-    def _send(self, task: Task, run: TaskRunRecord, message: Message) -> None:
+    def _send(
+        self, task: Task, run: TaskRunRecord, message: Message, *, may_be_out: bool = False
+    ) -> None:
         """Send a recorded run, and tell of it.
 
         Of many runs sent at once only the first waits for a broker that is away.
         """
         if not keep_claim(run):
             return
-        if monotonic() - self._broker_away_at < BROKER_REST:
-            record_failure(run, _("The broker did not take the run before this one."))
-        elif not publish(task, run, message):
+        if self._is_broker_away():
+            text = _("The broker did not take the run before this one.")
+            record_failure(run, text, may_be_out=may_be_out)
+            return
+        handover = publish(task, run, message, may_be_out=may_be_out)
+        if handover == Handover.REFUSED:
             self._broker_away_at = monotonic()
-        else:
-            TaskRunSignal.send_robust(
-                sender=type(self),
-                task_name=run.task_name,
-                task_id=run.task_id,
-                args=from_plain(run.args),
-                kwargs=from_plain(run.kwargs),
-                user=self.user,
-                run=run,
+        elif handover == Handover.SENT:
+            tell_of_handover(run, self.user, sender=type(self))
+
+    def _tell_workers(
+        self, run: TaskRunRecord, was: State, *, terminate: bool, kill: bool
+    ) -> list[Answer]:
+        """Tell the workers what they must know of a run that is to stop, unless it has ended.
+
+        Of many told at once only the first waits for a broker that is away.
+        """
+        must_end = run.state == State.CANCELLING and (terminate or kill)
+        if not must_end and not _may_be_with_a_worker(run, was):
+            return []
+        if run.state == State.CANCELLING:
+            run.refresh_from_db(using=_database())
+            if run.is_finished:
+                return []
+        if self._is_broker_away():
+            return [Untold(_("The broker was away just before.")).answer]
+        try:
+            if not must_end:
+                control.revoke(run.task_id)
+                return []
+            answers = (
+                control.kill(run.task_id, worker=run.worker)
+                if kill
+                else control.terminate(run.task_id, signal="SIGTERM", worker=run.worker)
             )
+        except Untold as error:
+            self._broker_away_at = monotonic()
+            return [error.answer]
+        run.refresh_from_db(using=_database())
+        return answers
+
+    def _is_broker_away(self) -> bool:
+        return monotonic() - self._broker_away_at < BROKER_REST
+
+
+def tell_of_handover(
+    run: TaskRunRecord, user: AnyUser | None, *, sender: type[TaskRunner] = TaskRunner
+) -> None:
+    """Send TaskRunSignal for a run that the broker has taken."""
+    TaskRunSignal.send_robust(
+        sender=sender,
+        task_name=run.task_name,
+        task_id=run.task_id,
+        args=from_plain(run.args),
+        kwargs=from_plain(run.kwargs),
+        user=user,
+        run=run,
+    )
+
+
+def _read_states(runs: Mapping[int, TaskRunRecord]) -> None:
+    """Read anew in which states these runs are, by their primary keys."""
+    rows = TaskRunRecord.objects.using(_database()).filter(pk__in=list(runs))
+    for pk, state in rows.values_list("pk", "state"):
+        runs[pk].state = state
+
+
+def _may_be_with_a_worker(run: TaskRunRecord, was: State) -> bool:
+    """Tell whether a message of the run may be out that no worker has begun yet."""
+    if was in CLAIMABLE:
+        # The token stays where the broker did not confirm that it took the run.
+        return run.claimed_at is not None or run.dispatch_id is not None
+    return was in AWAITED or (was == State.CANCELLING and run.started_at is None)
 
 
 def _database() -> str:
@@ -251,40 +599,50 @@ def _database() -> str:
     return str(router.db_for_write(TaskRunRecord))
 
 
-def _moment(eta: datetime | None, countdown: float | None, now: datetime) -> datetime | None:
-    """Return the earliest start that ``eta`` or ``countdown`` asks for."""
-    if eta is not None and countdown is not None:
-        raise InvalidArguments({ALL: [_("Give an earliest start or a countdown, not both.")]})
-    return _moment_of(eta if countdown is None else countdown, now)
+def _settle_on_commit(run: TaskRunRecord) -> None:
+    """Look then what became of all that the run waits for: that may have ended before.
+
+    An error of the database is only logged: the dispatchers look too.
+    """
+
+    def settle() -> None:
+        dependencies.settle([run])
+
+    transaction.on_commit(settle, using=_database(), robust=True)
 
 
-def _moment_of(value: datetime | float | None, now: datetime) -> datetime | None:
-    """Return the moment that a datetime, or a number of seconds from now, means."""
-    if value is None:
-        return None
-    try:
-        if isinstance(value, datetime):
-            return _stored_moment(value)
-        return now + timedelta(seconds=value)
-    except (OverflowError, ValueError) as error:
-        raise InvalidArguments({ALL: [_("That is too far from now.")]}) from error
+def _about(obj: models.Model | None) -> dict[str, Any]:
+    """Return the fields that say which object a run is about."""
+    if obj is None:
+        return {}
+    # Not ``run.obj = obj``, which would move the run to the object's database.
+    kinds = ContentType.objects.db_manager(_database())
+    return {"content_type_id": kinds.get_for_model(obj).pk, "object_id": obj.pk}
 
 
-def _stored_moment(moment: datetime) -> datetime:
-    """Return a moment as the database takes it: aware, but naive on a site without USE_TZ."""
-    if timezone.is_naive(moment):
-        if settings.USE_TZ:
-            raise InvalidArguments({ALL: [_("A moment needs a time zone.")]})
-        return moment
-    if settings.USE_TZ:
-        return moment
-    return timezone.make_naive(moment, timezone.get_default_timezone())
+def _task_info_of(run: TaskRunRecord) -> TaskInfo:
+    """Return what is known of a run's task; that of a periodic task is sent by its name too."""
+    return (find_task_info if run.periodic_task_name else get_task_info)(run.task_name)
 
 
-def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options as JSON data; raises InvalidArguments for what is none."""
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return dict(to_plain(given))
-    except NotEncodable as error:
-        raise InvalidArguments({ALL: [str(error)]}) from error
+def _unclaimed_text(run: TaskRunRecord) -> str:
+    """Return why nobody can send a run again just now."""
+    if run.state in KEPT and run.claimed_at is None:
+        return _("This run is kept until it may start, and sent then.")
+    return _("This run was sent, or is being sent just now.")
+
+
+def lost_text(run: TaskRunRecord) -> str:
+    """Return why a run can't be sent again that is not stored as it was sent."""
+    if run.has_masked_arguments or has_mask(run.options):
+        return _("A secret of this run is not stored: fill in the form again.")
+    return _("Its arguments are not stored as they were: fill in the form.")
+
+
+def _kept(arguments: Any, values: Iterable[Any]) -> Any:
+    """Return arguments as the row keeps them; raises NotRetryable if they were not sent so."""
+    if has_mask(arguments):
+        raise NotRetryable(_("A secret of this run is not stored: fill in the form again."))
+    if any(map(is_altered, values)):
+        raise NotRetryable(_("Its arguments are not stored as they were: fill in the form."))
+    return from_plain(arguments)

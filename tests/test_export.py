@@ -68,6 +68,7 @@ def test_every_column_says_what_the_run_says() -> None:
         traceback="line 1\nline 2",
         retries=2,
         worker="w1@host",
+        periodic_task_name="each night",
     )
 
     row = exported()[0]
@@ -86,6 +87,7 @@ def test_every_column_says_what_the_run_says() -> None:
         "duration": "90.5",
         "run_by_name": "ada",
         "source": "admin",
+        "periodic_task_name": "each night",
         "reason": "Because",
         "args": '[1, "1.50"]',
         "kwargs": '{"name": "Zoë"}',
@@ -163,6 +165,15 @@ def test_wide_rows_make_small_batches() -> None:
     batches = list(export.csv_batches(TaskRunRecord.objects.all(), export.TaskRunRecordResource()))
 
     assert [batch.rows for batch in batches] == [0, 100, 34, 16]
+
+
+def test_what_has_no_column_is_not_read(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+    make_run()
+
+    with django_assert_num_queries(2) as queries:
+        exported()
+
+    assert not [query for query in queries if "whole_result" in query["sql"]]
 
 
 def test_a_batch_is_one_query(django_assert_num_queries: DjangoAssertNumQueries) -> None:

@@ -246,7 +246,7 @@ def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
     make_runs(300, finished_at=OLD)
     post_delete.connect(listener)
 
-    with django_assert_max_num_queries(15) as queries:
+    with django_assert_max_num_queries(16) as queries:
         pruned()
 
     post_delete.disconnect(listener)
