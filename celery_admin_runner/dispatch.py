@@ -2,74 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Any
 from uuid import uuid4
 
-from celery import Celery
 from celery.app.task import Task
-from celery.exceptions import QueueNotFound
-from django.db import router
+from django.db import connections, router, transaction
+from django.db.models import Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
-from kombu import pools
-from kombu.connection import Connection
-from kombu.exceptions import KombuError
+from kombu.messaging import Producer
 
-from celery_admin_runner.encoding import from_plain, storable_text
-from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.redaction import scrub
+from celery_admin_runner.attempts import Attempt
+from celery_admin_runner.broker import (
+    BROKER_TIMEOUT,
+    RETRY_POLICY,
+    UNUSABLE_ADDRESS,
+    bounded_connection,
+    broker_errors,
+    describe,
+    describe_address,
+    producers,
+)
+from celery_admin_runner.messages import Message, sent_options
+from celery_admin_runner.models import NOT_CONFIRMED, TaskRunRecord
+from celery_admin_runner.querysets import STALE_SCHEDULED_AFTER, TaskRunRecordQuerySet
+from celery_admin_runner.recording import database, journal
+from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.states import State
 
-#: The message header that marks a run of ours; its value is the task id, so that
-#: a copy of the headers on another message marks nothing.
-RUN_HEADER = "celery_admin_runner_run"
-#: The message headers with the masked texts of a call that holds a secret.
-MASKED_ARGS_HEADER = "celery_admin_runner_args"
-MASKED_KWARGS_HEADER = "celery_admin_runner_kwargs"
+logger = logging.getLogger("celery_admin_runner")
 
-#: How long a connection, and an answer, of the broker is waited for, in seconds.
-#: Two tries and what lies between them stay within five seconds.
-BROKER_TIMEOUT = 1.5
-#: kombu would try for ever; a user waits for the answer.
-RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
-#: The timeouts that a transport wants among its options.
-TRANSPORT_TIMEOUTS: Mapping[str, Mapping[str, float]] = {
-    "redis": {"socket_connect_timeout": BROKER_TIMEOUT, "socket_timeout": BROKER_TIMEOUT},
-    "amqp": {"read_timeout": BROKER_TIMEOUT, "write_timeout": BROKER_TIMEOUT},
-}
-#: What kombu 5.7 raises for a broker's address that it can't read or has no library for.
-UNUSABLE_ADDRESS = (ImportError, LookupError, TypeError, ValueError)
-#: By these kombu's file system transport stumbles over an error of its own: kombu 5.7
-#: tries again on a channel that is closed, 5.5 tidies up what it never opened.
-STUMBLES = (AttributeError, UnboundLocalError)
 #: A claim older than this belongs to nobody any more: who made it has died.
 CLAIM_LASTS = timedelta(minutes=1)
+#: What is kept as the exception of a run that was cancelled while its publisher had it.
+CANCELLED = "Cancelled before it was sent."
+#: And of one that expired before it was sent.
+EXPIRED = "Expired before it was sent."
+
+#: What a run that was never sent does not have yet, and so need not be read.
+_LATER = (
+    *("result", "whole_result", "children", "custom_state", "exception", "traceback", "worker"),
+    *("progress_current", "progress_total", "progress_message", "seen_at", "started_at"),
+    *("finished_at", "heartbeat_at", "cancel_requested_at", "cancel_requested_by"),
+    *("unique_key", "active_key", "ignore_until"),
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """What is sent for a run."""
+class Handover(Enum):
+    """What came of the sending of one run."""
 
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    #: Texts for Celery to show in place of the arguments; "" lets Celery make them.
-    argsrepr: str = ""
-    kwargsrepr: str = ""
-
-    def headers(self, task_id: str) -> dict[str, str]:
-        """Return the message headers that are ours."""
-        headers = {RUN_HEADER: task_id}
-        if self.argsrepr or self.kwargsrepr:
-            headers[MASKED_ARGS_HEADER] = self.argsrepr
-            headers[MASKED_KWARGS_HEADER] = self.kwargsrepr
-        return headers
-
-
-def kept_message(run: TaskRunRecord) -> Message:
-    """Return the message of a run as the database keeps it; only for runs without secrets."""
-    return Message(args=from_plain(run.args), kwargs=from_plain(run.kwargs))
+    SENT = 1
+    #: The broker did not take it, and may be away.
+    REFUSED = 2
+    #: Its task, its router or its arguments raised an error; the broker may be well.
+    FAILED = 3
 
 
 def claim(run: TaskRunRecord) -> bool:
@@ -78,10 +68,25 @@ def claim(run: TaskRunRecord) -> bool:
     A run that somebody is sending just now, which takes seconds, can't be claimed.
     """
     now, token = timezone.now(), uuid4()
-    runs = TaskRunRecord.objects.filter(pk=run.pk, state=State.UNSENT)
-    free = runs.filter(claimed_at=None) | runs.filter(claimed_at__lt=now - CLAIM_LASTS)
+    is_free = Q(claimed_at=None) | Q(claimed_at__lt=now - CLAIM_LASTS)
+    free = TaskRunRecord.objects.filter(is_free, pk=run.pk).in_state([State.UNSENT])
     claimed = bool(free.update(dispatch_id=token, claimed_at=now, publish_error=""))
     if claimed:
+        run.dispatch_id, run.claimed_at, run.publish_error = token, now, ""
+    return claimed
+
+
+def claim_stale(run: TaskRunRecord, now: datetime) -> bool:
+    """Take a stale scheduled run as one that was not sent; of several callers one gets True.
+
+    Who gets True has claimed it, as by ``claim``.
+    """
+    token = uuid4()
+    stale = TaskRunRecord.objects.filter(pk=run.pk, claimed_at__lt=now - STALE_SCHEDULED_AFTER)
+    fields = {"dispatch_id": token, "claimed_at": now, "due_at": None, "publish_error": ""}
+    claimed = bool(stale.transition(sources=[State.SCHEDULED], target=State.UNSENT, **fields))
+    if claimed:
+        run.state, run.due_at = State.UNSENT, None
         run.dispatch_id, run.claimed_at, run.publish_error = token, now, ""
     return claimed
 
@@ -92,93 +97,207 @@ def keep_claim(run: TaskRunRecord) -> bool:
     It becomes old in a transaction that is committed long after its row was made.
     """
     now = timezone.now()
-    if run.claimed_at is not None and now - run.claimed_at < CLAIM_LASTS / 2:
+    is_young = run.claimed_at is not None and now - run.claimed_at < CLAIM_LASTS / 2
+    if is_young and run.state == State.UNSENT:
         return True
-    mine = TaskRunRecord.objects.filter(pk=run.pk, state=State.UNSENT, dispatch_id=run.dispatch_id)
-    return bool(mine.update(claimed_at=now))
+    mine = _claimed(run).in_state([State.UNSENT])
+    if mine.update(claimed_at=now):
+        return True
+    _end_cancelled(run)
+    return False
 
 
-def publish(task: Task, run: TaskRunRecord, message: Message) -> bool:
-    """Send a claimed run, record what came of it, and tell whether it was handed over.
+def publish(
+    task: Task, run: TaskRunRecord, message: Message, *, may_be_out: bool = False
+) -> Handover:
+    """Send a claimed run, record what came of it, and return it.
 
+    ``may_be_out``: perhaps it was sent before; a failure now does not end that doubt.
     The state in the database is never moved back: a worker may have begun, and
     even ended, the run before its publisher writes PENDING. Celery 5.7 with
-    ``task_always_eager`` runs it right here.
+    ``task_always_eager`` runs it right here, and what it raises then goes to the caller.
     """
-    options = from_plain(run.options)
-    headers = {**options.pop("headers", {}), **message.headers(run.task_id)}
-    options.update(eta=_aware(run.eta), expires=_aware(run.expires_at))
     try:
         connection = bounded_connection(task.app)
     except UNUSABLE_ADDRESS as error:
-        record_failure(run, describe_address(error))
-        return False
+        record_failure(run, describe_address(error), may_be_out=may_be_out)
+        return Handover.REFUSED
+    errors = broker_errors(connection)
+    attempt = Attempt(passing=(Exception,) if task.app.conf.task_always_eager else errors)
     try:
-        with pools.producers[connection].acquire(block=True, timeout=BROKER_TIMEOUT) as producer:
-            task.apply_async(
-                tuple(message.args),
-                dict(message.kwargs),
-                task_id=run.task_id,
-                producer=producer,
-                retry=True,
-                retry_policy=RETRY_POLICY,
-                headers=headers,
-                argsrepr=message.argsrepr or None,
-                kwargsrepr=message.kwargsrepr or None,
-                **options,
-            )
-    except broker_errors(connection) as error:
-        record_failure(run, describe(error, connection))
-        return False
+        with producers[connection].acquire(block=True, timeout=BROKER_TIMEOUT) as producer:
+            producer.may_have_sent = False
+            with attempt:
+                post(task, run, message, producer, retry=True, retry_policy=RETRY_POLICY)
+            may_be_out = may_be_out or (attempt.error is not None and producer.may_have_sent)
+    except errors as error:
+        record_failure(run, describe(error, connection), may_be_out=may_be_out)
+        return Handover.REFUSED
+    if attempt.error is not None:
+        logger.error("Run %s could not be sent.", run.task_id, exc_info=attempt.error)
+        has_secrets = message.argsrepr or message.kwargsrepr or has_mask(run.options)
+        # What a project's code says of a secret must not be kept.
+        text = type(attempt.error).__name__ if has_secrets else describe(attempt.error, connection)
+        record_failure(run, text, may_be_out=may_be_out)
+        return Handover.FAILED
     _record_handover(run)
-    return True
+    return Handover.SENT
 
 
-def broker_errors(connection: Connection) -> tuple[type[Exception], ...]:
-    """Return the errors by which a broker says that it did not take a message."""
-    return (
-        KombuError,
-        OSError,
-        QueueNotFound,
-        *STUMBLES,
-        *connection.connection_errors,
-        *connection.channel_errors,
+def post(
+    task: Task,
+    run: TaskRunRecord,
+    message: Message,
+    producer: Producer,
+    *,
+    is_awaited: bool = True,
+    **options: Any,
+) -> None:
+    """Send the message of a run by a producer; raises what task, router and broker raise.
+
+    Celery 5.7 prepares the result backend for who may wait for the result here: with Redis, by
+    a subscription that stays. ``is_awaited`` False: nobody does; the worker stores it as ever.
+    """
+    options = {**sent_options(run, message), **options}
+    if not is_awaited and not task.app.conf.task_always_eager:
+        is_ignored = options.get("ignore_result", task.ignore_result)
+        options["headers"] = {**options["headers"], "ignore_result": is_ignored}
+        options["ignore_result"] = True
+    task.apply_async(
+        tuple(message.args),
+        dict(message.kwargs),
+        task_id=run.task_id,
+        producer=producer,
+        **options,
     )
 
 
-def bounded_connection(app: Celery) -> Connection:
-    """Return an unopened connection to the app's broker that waits for nothing long."""
-    plain = app.connection_for_write()
-    timeouts = TRANSPORT_TIMEOUTS.get(plain.transport.driver_type, {})
-    bounded: Connection = app.connection_for_write(
-        connect_timeout=BROKER_TIMEOUT,
-        transport_options={
-            **timeouts,
-            **RETRY_POLICY,
-            "connect_retries_timeout": 2 * BROKER_TIMEOUT,
-        },
+def is_anything_due(now: datetime) -> bool:
+    """Tell, by one look at an index, whether a run is due that nobody has claimed."""
+    due = journal().filter(due_at__lte=now, dispatch_id=None)
+    return due.in_state([State.SCHEDULED]).exists()
+
+
+def claim_due(now: datetime, limit: int) -> list[TaskRunRecord]:
+    """Take the right to send up to ``limit`` runs that are due, the longest due first.
+
+    Of several dispatchers at once each gets others. Where the database can, what another one
+    is just claiming is passed over.
+    """
+    # Asked for again in the transaction, this would be another connection.
+    using, token = database(), uuid4()
+    rows = TaskRunRecord.objects.using(using)
+    free = rows.filter(due_at__lte=now, dispatch_id=None).in_state([State.SCHEDULED])
+    due = free.defer(*_LATER).order_by("due_at")[:limit]
+    if connections[using].features.has_select_for_update_skip_locked:
+        with transaction.atomic(using=using):
+            runs = list(due.select_for_update(skip_locked=True))
+            rows.filter(pk__in=[run.pk for run in runs]).update(dispatch_id=token, claimed_at=now)
+    else:
+        keys = list(due.values_list("pk", flat=True))
+        # Nothing is claimed that can't be read then. It begins with the one that writes: on
+        # SQLite who has only read before may not write any more.
+        with transaction.atomic(using=using):
+            free.filter(pk__in=keys).update(dispatch_id=token, claimed_at=now)
+            claimed = rows.filter(pk__in=keys, dispatch_id=token)
+            runs = list(claimed.defer(*_LATER).order_by("due_at"))
+    for run in runs:
+        run.dispatch_id, run.claimed_at = token, now
+    return runs
+
+
+def give_back(runs: Collection[TaskRunRecord], now: datetime) -> int:
+    """Let claimed runs that were not tried be claimed again; return how many.
+
+    Those that were asked to stop meanwhile end here.
+    """
+    free = _claimed_together(runs).in_state([State.SCHEDULED])
+    given = free.update(dispatch_id=None, claimed_at=None)
+    _end_cancelled_together(runs, now)
+    return given
+
+
+def record_sent(runs: Collection[TaskRunRecord], now: datetime) -> None:
+    """Write that claimed runs were sent, if no worker was faster, in one statement."""
+    journal().filter(pk__in=[run.pk for run in runs]).hand_over(now)
+
+
+def record_expired(runs: Collection[TaskRunRecord], now: datetime) -> None:
+    """End claimed runs that are not sent any more: their ``expires`` has passed."""
+    _claimed_together(runs).transition(
+        sources=[State.SCHEDULED], target=State.EXPIRED, finished_at=now, exception=EXPIRED
     )
-    return bounded
+    _end_cancelled_together(runs, now)
 
 
-def describe(error: Exception, connection: Connection) -> str:
-    """Return what a broker's error says, without the broker's password."""
-    secrets = [connection.password] if connection.password else []
-    return storable_text(scrub(f"{type(error).__name__}: {error}", secrets))
+def record_unsent(
+    runs: Sequence[TaskRunRecord], text: str, now: datetime, *, may_be_out: bool
+) -> int:
+    """Keep why runs that were claimed together were not sent: they wait for a person, as UNSENT.
+
+    ``may_be_out``: the connection was lost before the broker confirmed them. Their token stays:
+    who cancels one tells the workers too.
+    """
+    fields = _failure(runs[0], text, may_be_out=may_be_out)
+    moved = _claimed_together(runs).transition(
+        sources=[State.SCHEDULED], target=State.UNSENT, due_at=None, **fields
+    )
+    if moved < len(runs) and not may_be_out:
+        _end_cancelled_together(runs, now)
+    return moved
 
 
-def describe_address(error: Exception) -> str:
-    """Return what is wrong with a broker's address, without quoting it: it holds a password."""
-    detail = f": {error}" if isinstance(error, ImportError) else ""
-    return f"The settings name a broker that can't be used: {type(error).__name__}{detail}."
+def record_failure(run: TaskRunRecord, text: str, *, may_be_out: bool = False) -> None:
+    """Keep why a run was not sent, and let it be claimed again.
+
+    ``may_be_out``: perhaps it was sent before, as for ``record_unsent``.
+    """
+    fields = _failure(run, text, may_be_out=may_be_out)
+    if not _claimed(run).in_state([State.UNSENT]).update(**fields):
+        _end_cancelled(run)
+        return
+    for name, value in fields.items():
+        setattr(run, name, value)
 
 
-def record_failure(run: TaskRunRecord, text: str) -> None:
-    """Keep why a run was not sent, and let it be claimed again."""
-    TaskRunRecord.objects.filter(
-        pk=run.pk, state=State.UNSENT, dispatch_id=run.dispatch_id
-    ).update(publish_error=text, dispatch_id=None, claimed_at=None)
-    run.publish_error, run.dispatch_id, run.claimed_at = text, None, None
+def _failure(run: TaskRunRecord, text: str, *, may_be_out: bool) -> dict[str, Any]:
+    """Return the fields that tell why a run was not sent."""
+    return {
+        "publish_error": f"{NOT_CONFIRMED}{text}" if may_be_out else text,
+        "dispatch_id": run.dispatch_id if may_be_out else None,
+        "claimed_at": None,
+    }
+
+
+def _claimed_together(runs: Collection[TaskRunRecord]) -> TaskRunRecordQuerySet:
+    """Return the rows of runs that still have the claim that was made on them together."""
+    claims = journal().alias(_claim=Coalesce("dispatch_id", "dispatch_id"))
+    tokens = {run.dispatch_id for run in runs}
+    return claims.filter(pk__in=[run.pk for run in runs], _claim__in=tokens)
+
+
+def _end_cancelled_together(runs: Collection[TaskRunRecord], now: datetime) -> None:
+    """End those of these claimed runs that were asked to stop before they were sent."""
+    _claimed_together(runs).filter(published_at=None).transition(
+        sources=[State.CANCELLING], target=State.REVOKED, finished_at=now, exception=CANCELLED
+    )
+
+
+def _claimed(run: TaskRunRecord) -> TaskRunRecordQuerySet:
+    """Return the row of a run if it has our claim; no index is to serve that, as of the state."""
+    claims = TaskRunRecord.objects.alias(_claim=Coalesce("dispatch_id", "dispatch_id"))
+    return claims.filter(pk=run.pk, _claim=run.dispatch_id)
+
+
+def _end_cancelled(run: TaskRunRecord) -> None:
+    """End a run that was asked to stop while we had it in hand, and that we did not send."""
+    _claimed(run).filter(published_at=None).transition(
+        sources=[State.CANCELLING],
+        target=State.REVOKED,
+        finished_at=timezone.now(),
+        exception=CANCELLED,
+    )
+    run.refresh_from_db(using=router.db_for_write(TaskRunRecord))
 
 
 def _record_handover(run: TaskRunRecord) -> None:
@@ -190,12 +309,8 @@ def _record_handover(run: TaskRunRecord) -> None:
     if moved:
         run.state, run.published_at = State.PENDING, now
     else:
-        TaskRunRecord.objects.filter(pk=run.pk, published_at=None).update(published_at=now)
         run.refresh_from_db(using=router.db_for_write(TaskRunRecord))
-
-
-def _aware(moment: datetime | None) -> datetime | None:
-    """Return a moment with its time zone: Celery takes those without one for UTC."""
-    if moment is None or timezone.is_aware(moment):
-        return moment
-    return timezone.make_aware(moment, timezone.get_default_timezone())
+        if run.published_at is None:
+            # No worker began it, which would have written that.
+            TaskRunRecord.objects.filter(pk=run.pk, published_at=None).update(published_at=now)
+            run.published_at = now
