@@ -19,6 +19,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from celery_admin_runner.admin.run_page import has_content
 from celery_admin_runner.exceptions import InvalidArguments
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.redaction import MASK
@@ -47,7 +48,7 @@ def operator(client: Client) -> User:
 @contextmanager
 def registered(function: Callable[..., Any], name: str = "many.made_here") -> Iterator[str]:
     """Register a function as a task for a while."""
-    app.task(function, name=name)
+    app.task(function, name=name, shared=False)
     try:
         yield name
     finally:
@@ -281,7 +282,7 @@ def test_an_atomic_request_tells_of_a_broker_that_is_down(
     run = TaskRunRecord.objects.get()
     [message] = messages_of(response)
     assert (run.state, response.url) == (State.UNSENT, page_of_run(run))
-    assert message.startswith("tests.tasks.add was not sent: ")
+    assert message.startswith("Not sent: tests.tasks.add. ")
     assert run.publish_error in message
     assert "Send again" in message
 
@@ -814,3 +815,13 @@ def test_the_action_without_the_permission_is_refused(client: Client) -> None:
 
     assert "celerytask_form" not in response.text
     assert TaskRunRecord.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "is_shown"),
+    [(State.STARTED, True), (State.IGNORED, True), (State.SUCCESS, False)],
+)
+def test_a_custom_state_is_shown_while_it_counts(state: State, is_shown: bool) -> None:
+    run = TaskRunRecord(state=state, custom_state="HALF_WAY")
+
+    assert has_content("custom_state", run) is is_shown

@@ -175,8 +175,18 @@ def test_every_action_names_its_permission() -> None:
 
     actions = model_admin.get_actions(request)
 
-    assert set(actions) == {"export_admin_action"}
-    assert model_admin.export_admin_action.allowed_permissions == ["export"]
+    assert {name: function_of(action).allowed_permissions for name, action in actions.items()} == {
+        "run_selected_again": ["retry"],
+        "run_selected_now": ["move"],
+        "move_selected": ["move"],
+        "cancel_selected": ["cancel"],
+        "export_admin_action": ["export"],
+    }
+
+
+def function_of(action: object) -> Any:
+    """Return what an action calls; before Django 6.1 an action is a tuple."""
+    return action[0] if isinstance(action, tuple) else action.func
 
 
 # The list
@@ -232,13 +242,23 @@ def test_the_number_of_queries_is_the_same_for_any_number_of_rows(auditor: Clien
     assert len(many) == len(few)
 
 
-def test_the_list_does_not_read_what_it_does_not_show(auditor: Client) -> None:
+@pytest.mark.parametrize("column", ["traceback", "whole_result", "children"])
+def test_the_list_does_not_read_what_it_does_not_show(auditor: Client, column: str) -> None:
     make_run(traceback="x" * 1000)
 
     with CaptureQueriesContext(connection) as queries:
         auditor.get(url())
 
-    assert not [query for query in queries if '"traceback"' in query["sql"]]
+    assert not [query for query in queries if column in query["sql"]]
+
+
+def test_the_page_of_a_run_does_not_read_the_whole_of_its_result(auditor: Client) -> None:
+    run = make_run()
+
+    with CaptureQueriesContext(connection) as queries:
+        auditor.get(reverse("admin:celery_admin_runner_taskrunrecord_change", args=[run.pk]))
+
+    assert not [query for query in queries if "whole_result" in query["sql"]]
 
 
 # Filters and search
@@ -420,6 +440,28 @@ def test_the_page_shows_what_happened(auditor: Client) -> None:
         assert text in page
     for heading in ("What happened", "Call", "Who and why", "Times", "Technical"):
         assert f">{heading}</h2>" in page
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_traceback_that_ends_the_output_is_shown_once(auditor: Client, number: int) -> None:
+    run = make_run(state=State.FAILURE, exception="ValueError", traceback="Traceback\n  line 1")
+    for seq, text in enumerate(["hello\n"] * (number - 1) + [run.traceback], start=1):
+        stream = "traceback" if text == run.traceback else "stdout"
+        run.output.create(seq=seq, stream=stream, text=text)
+
+    page = text_of(auditor, run)
+
+    assert page.count("Traceback\n  line 1") == 1
+
+
+def test_a_traceback_of_which_the_output_holds_another_is_shown(auditor: Client) -> None:
+    run = make_run(state=State.FAILURE, exception="ValueError", traceback="Traceback of the last")
+    run.output.create(seq=1, stream="traceback", text="Traceback of the first")
+
+    page = text_of(auditor, run)
+
+    assert "Traceback of the first" in page
+    assert "Traceback of the last" in page
 
 
 def test_what_has_nothing_to_say_is_not_shown(auditor: Client) -> None:

@@ -1,80 +1,24 @@
-"""The main job in a real browser, with a real server, broker and worker.
-
-``TEST_BROWSER`` names the Chromium to use; without it these tests are left out.
-"""
+"""The main job in a real browser, with a real server, broker and worker."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
-from pytest_django.live_server_helper import LiveServer
+from playwright.sync_api import Page, expect
 
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
-from tests.factories import make_superuser
 from tests.waiting import wait_for_state
 
-BROWSER = os.environ.get("TEST_BROWSER", "")
-#: So that Chromium starts in a container, and asks nobody outside of it.
-OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
+pytest_plugins = ["tests.browser"]
+pytestmark = pytest.mark.parametrize(
+    "javascript", [True, False], ids=["with JavaScript", "without JavaScript"]
 )
-PASSWORD = "only for tests"
-
-pytestmark = pytest.mark.skipif(not BROWSER, reason="TEST_BROWSER names no Chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium, headless."""
-    # Playwright runs an event loop in this thread, which Django would take for async code.
-    before = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
-    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=list(OPTIONS))
-        yield chromium
-        chromium.close()
-    if before is None:
-        del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
-
-
-@pytest.fixture(params=[True, False], ids=["with JavaScript", "without JavaScript"])
-def page(
-    request: pytest.FixtureRequest, browser: Browser, live_server: LiveServer
-) -> Iterator[Page]:
-    """A page of a superuser who is logged in; whatever it complains about fails the test."""
-    user = make_superuser(username="operator")
-    user.set_password(PASSWORD)
-    user.save()
-    context = browser.new_context(java_script_enabled=request.param, base_url=live_server.url)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
-            complaints.append(message.text)
-
-    page.on("console", listen)
-    page.goto("/admin/")
-    page.get_by_label("Username").fill("operator")
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
-    yield page
-    context.close()
-    assert complaints == []
 
 
 def test_a_task_is_run_from_the_list_to_its_success(worker: object, page: Page) -> None:
+    page.goto("/admin/")
     page.get_by_role("link", name="Tasks", exact=True).first.click()
     page.get_by_role("searchbox").or_(page.locator("#searchbar")).first.fill("tests.tasks.add")
     page.get_by_role("button", name="Search").click()
@@ -111,3 +55,13 @@ def test_a_task_is_run_with_json(worker: object, page: Page) -> None:
     wait_for_state(run, State.SUCCESS)
 
     assert (run.args, run.kwargs, run.result) == ([1], {"b": 3}, 4)
+
+
+def test_no_column_of_the_task_list_is_cut_off_on_a_small_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 1300, "height": 800})
+    page.goto("/admin/celery_admin_runner/celerytask/?q=tests.tasks.")
+
+    table = page.locator("#result_list")
+    widths = table.evaluate("table => [table.offsetWidth, table.parentElement.clientWidth]")
+
+    assert widths[0] <= widths[1]

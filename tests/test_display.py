@@ -8,7 +8,7 @@ import pytest
 from django.utils import translation
 
 from celery_admin_runner.admin import display
-from celery_admin_runner.models import Source, TaskRunRecord
+from celery_admin_runner.models import Source, TaskRunOutput, TaskRunRecord
 from celery_admin_runner.states import State
 
 
@@ -81,3 +81,68 @@ def test_json_is_indented_and_escaped_and_without_envelopes() -> None:
 
 def test_no_text_is_a_dash() -> None:
     assert display.preformatted("") == "–"
+
+
+def run_at(current: int = 0, total: int | None = None, message: str = "") -> TaskRunRecord:
+    return TaskRunRecord(
+        state=State.STARTED,
+        progress_current=current,
+        progress_total=total,
+        progress_message=message,
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "text", "percent", "has_bar"),
+    [
+        (run_at(3, 10, "third"), "3 / 10 third", "30 %", True),
+        (run_at(0, 10), "0 / 10", "0 %", True),
+        (run_at(12, 10), "12 / 10", "100 %", True),
+        (run_at(0, 0), "0 / 0", "", True),
+        (run_at(3), "3", "", True),
+        (run_at(0, None, "begins"), "begins", "", True),
+    ],
+)
+def test_progress_has_its_numbers_and_its_message(
+    run: TaskRunRecord, text: str, percent: str, has_bar: bool
+) -> None:
+    progress = display.progress_of(run)
+
+    assert progress is not None
+    assert (progress.text, progress.percent, progress.has_bar) == (text, percent, has_bar)
+
+
+def test_a_run_that_never_told_how_far_it_is_has_no_progress() -> None:
+    assert display.progress_of(run_at()) is None
+
+
+def test_numbers_of_progress_are_written_as_the_language_writes_them(settings: object) -> None:
+    settings.USE_THOUSAND_SEPARATOR = True
+    progress = display.progress_of(run_at(1234, 12345))
+
+    assert progress is not None
+    assert (progress.text, progress.value, progress.end) == ("1,234 / 12,345", "1234", "12345")
+
+
+def test_pieces_of_output_are_escaped_and_nothing_is_between_them() -> None:
+    html = display.output_pieces(
+        [
+            TaskRunOutput(seq=1795268221000000, stream="stdout", text="a <b>"),
+            TaskRunOutput(seq=1795268221000001, stream="log", text=" \n"),
+        ]
+    )
+
+    assert html == (
+        '<span class="run-piece run-piece-stdout" data-seq="1795268221000000">a &lt;b&gt;</span>'
+        '<span class="run-piece run-piece-log" data-seq="1795268221000001"> \n</span>'
+    )
+
+
+def test_only_the_badge_of_an_unfinished_run_is_followed() -> None:
+    unfinished = display.live_badge(TaskRunRecord(pk=7, state=State.STARTED))
+    finished = display.live_badge(TaskRunRecord(pk=7, state=State.SUCCESS))
+
+    assert unfinished == (
+        '<span data-live-run="7"><span class="run-state run-state-started">Running</span></span>'
+    )
+    assert finished == '<span class="run-state run-state-success">Succeeded</span>'

@@ -12,6 +12,7 @@ from celery import Task
 from django.http import QueryDict
 
 from celery_admin_runner.calls import Call, prepare_call, signature_of
+from celery_admin_runner.encoding import to_plain
 from celery_admin_runner.forms.run import RunForm, initial_from_query, initial_from_run
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.redaction import MASK
@@ -146,15 +147,35 @@ def test_a_task_that_can_not_be_read_shows_the_arguments_as_json() -> None:
     assert sent_unchanged(task, form) == (call.args, call.kwargs)
 
 
-def test_queue_and_priority_are_kept() -> None:
+def shown_options(**options: Any) -> dict[str, Any]:
+    """Return the options that the form shows for a run that was sent with these."""
     task = task_of(int)
-    run = run_of(prepare_call(task, [1], {}), queue="q", priority=3, expires=5)
-
+    run = run_of(prepare_call(task, [1], {}), **options)
     form = form_of(task, initial=initial_from_run(run, signature_of(task)))
+    return {name: form.options[name].value() for name in options}
 
-    assert form.options["queue"].value() == "q"
-    assert form.options["priority"].value() == 3
-    assert not form.options["expires"].value()
+
+def test_queue_priority_and_seconds_to_expire_are_kept() -> None:
+    options = {"queue": "q", "priority": 3, "expires": 5}
+
+    assert shown_options(**options) == options
+
+
+def test_a_moment_to_expire_is_shown_in_seconds_from_when_it_is_sent() -> None:
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    moment = start + timedelta(seconds=9.5)
+    run = TaskRunRecord(
+        created_at=start, expires_at=moment, options={"expires": to_plain(moment)}, args=[1]
+    )
+
+    initial = initial_from_run(run, signature_of(task_of(int)))
+
+    assert initial["options"] == {"expires": 10}
+
+
+@pytest.mark.parametrize("expires", [0, -5, True, "soon", datetime(2020, 1, 1, tzinfo=UTC)])
+def test_what_is_no_time_to_expire_is_left_out(expires: Any) -> None:
+    assert not shown_options(expires=to_plain(expires))["expires"]
 
 
 # The page's address

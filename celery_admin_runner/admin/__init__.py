@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.apps import apps
 from django.contrib import admin
 
 from celery_admin_runner.admin.runs import TaskRunRecordAdmin
@@ -10,3 +11,6 @@ from celery_admin_runner.models import CeleryTask, TaskRunRecord
 
 admin.site.register(CeleryTask, CeleryTaskAdmin)
 admin.site.register(TaskRunRecord, TaskRunRecordAdmin)
+
+if apps.is_installed("django_celery_beat"):
+    from celery_admin_runner.admin import beat as beat

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypedDict
 
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db.models import QuerySet
 from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -26,6 +27,9 @@ from celery_admin_runner.exceptions import (
     TaskNotRunnable,
 )
 from celery_admin_runner.forms.moments import refuse_far_years
+from celery_admin_runner.forms.objects import Viewer
+from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.options import earliest_start, moment_of
 from celery_admin_runner.parameters import Parameter, fields_of
 from celery_admin_runner.redaction import is_secret_name
 from celery_admin_runner.registry import TaskInfo
@@ -40,6 +44,8 @@ DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 #: Larger bodies are refused: the arguments in them would be too.
 BODY_MAX_BYTES = 2 * encoding.CALL_MAX_BYTES
+#: A run can be made to wait for so many others.
+DEPENDENCIES_MAX = 1000
 #: The longest time from now, in seconds, that can be asked for: a hundred years.
 MAX_SECONDS = 100 * 365 * 24 * 3600
 
@@ -71,6 +77,8 @@ class RunOptions(BaseModel):
     eta: Moment | None = None
     expires: Seconds | Moment | None = None
     priority: Annotated[int, Field(ge=0, le=255)] | None = None
+    #: The task ids of the runs that it is to wait for.
+    depends_on: Annotated[list[Text], Field(max_length=DEPENDENCIES_MAX)] | None = None
 
 
 class RunRequest(BaseModel):
@@ -175,13 +183,12 @@ def _run(
     if len(request.body) > BODY_MAX_BYTES:
         raise RequestDataTooBig
     call = RunRequest.model_validate_json(request.body)
-    run = runner.run(
-        info.name,
-        call.args,
-        call.kwargs,
-        reason=call.reason,
-        **call.options.model_dump(exclude_none=True),
-    )
+    _refuse_late(call.options, timezone.now())
+    options = call.options.model_dump(exclude_none=True)
+    if "depends_on" in options:
+        viewer = Viewer(user=request.user, admin_site=admin_site)
+        options["depends_on"] = _runs(viewer, options["depends_on"])
+    run = runner.run(info.name, call.args, call.kwargs, reason=call.reason, **options)
     if run.state == State.UNSENT:
         return JsonResponse(
             {"task_id": run.task_id, "state": run.state, "errors": {ALL: [run.publish_error]}},
@@ -195,6 +202,33 @@ def _run(
         },
         status=HTTPStatus.CREATED,
     )
+
+
+def _refuse_late(options: RunOptions, now: datetime) -> None:
+    """Refuse what could only expire, as the form does; raises InvalidArguments."""
+    start = earliest_start(options.eta, options.countdown, now)
+    end = moment_of(options.expires, now)
+    if start is not None and end is not None and end <= start:
+        raise InvalidArguments({ALL: [_("It would expire before it may start.")]})
+
+
+def _runs(viewer: Viewer, task_ids: Sequence[str]) -> list[TaskRunRecord]:
+    """Return the runs with these task ids; raises InvalidArguments unless the user sees all.
+
+    As the site's journal shows them, if it has one: that may hide more.
+    """
+    has_journal = viewer.model_admin(TaskRunRecord) is not None
+    visible: QuerySet[TaskRunRecord] = (
+        viewer.objects(TaskRunRecord)
+        if has_journal
+        else TaskRunRecord.objects.visible_to(viewer.user)
+    )
+    runs = {run.task_id: run for run in visible.filter(task_id__in=task_ids).only("task_id")}
+    missing = [task_id for task_id in task_ids if task_id not in runs]
+    if missing:
+        text = _("options.depends_on: there is no run “%(task_id)s” that you may see.")
+        raise InvalidArguments({ALL: [text % {"task_id": task_id} for task_id in missing]})
+    return list(runs.values())
 
 
 def _messages(error: ValidationError) -> list[str]:

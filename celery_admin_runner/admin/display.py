@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin.utils import display_for_value
 from django.utils import formats
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.encoding import readable_text
-from celery_admin_runner.models import Source, TaskRunRecord
+from celery_admin_runner.models import Source, TaskRunOutput, TaskRunRecord
 from celery_admin_runner.states import State
 
 #: Shown where there is nothing.
 EMPTY = "–"
 #: The style sheet that the classes given here need.
 CSS = "celery_admin_runner/runs.css"
+#: The script that lets pages follow their runs.
+LIVE_JS = "celery_admin_runner/live.js"
 
 
 def state_badge(state: str) -> SafeString:
     """Return the state's label in the colour of its class; text alone says the same."""
-    label = State(state).label if state in State else state
-    return format_html('<span class="run-state run-state-{}">{}</span>', state.lower(), label)
+    return format_html(
+        '<span class="run-state run-state-{}">{}</span>', state.lower(), state_label(state)
+    )
+
+
+def state_label(state: str) -> str:
+    """Return the name of a state in the current language."""
+    return str(State(state).label) if state in State else state
+
+
+def live_badge(run: TaskRunRecord) -> SafeString:
+    """Return the state's badge; that of an unfinished run is marked for the script to follow."""
+    badge = state_badge(run.state)
+    if run.is_finished:
+        return badge
+    return format_html('<span data-live-run="{}">{}</span>', str(run.pk), badge)
 
 
 def duration_text(duration: timedelta | None) -> str:
@@ -44,6 +62,18 @@ def duration_text(duration: timedelta | None) -> str:
         return _("%(hours)s h %(minutes)s min") % {"hours": hours, "minutes": minutes}
     days, hours = divmod(hours, 24)
     return _("%(days)s d %(hours)s h") % {"days": days, "hours": hours}
+
+
+def until_text(moment: datetime, now: datetime) -> str:
+    """Return how long it is until a moment to come: ``in 3 h 5 min``."""
+    seconds = round((moment - now).total_seconds())
+    if seconds < 60:
+        return _("in less than a minute")
+    # By the minute, so that a page that follows the run changes no oftener.
+    minutes = timedelta(minutes=seconds // 60)
+    if minutes < timedelta(hours=1):
+        return _("in %(minutes)s min") % {"minutes": seconds // 60}
+    return _("in %(duration)s") % {"duration": duration_text(minutes)}
 
 
 def time_text(moment: datetime | None) -> str:
@@ -66,3 +96,47 @@ def pretty_json(plain: Any) -> str:
 def preformatted(text: str) -> str:
     """Return a text with its lines as they are; nothing for no text."""
     return format_html('<pre class="run-text">{}</pre>', text) if text else EMPTY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is, as a bar and a text."""
+
+    #: ``3 / 10 third``
+    text: str
+    #: Where the bar stands, and where it ends; "" for a bar that shows no more than that it runs.
+    value: str
+    end: str
+    has_bar: bool
+
+    @property
+    def percent(self) -> str:
+        """How much of it is done; nothing while that is unknown."""
+        if not self.end:
+            return ""
+        return _("%(percent)s %%") % {"percent": 100 * int(self.value) // int(self.end)}
+
+
+def progress_of(run: TaskRunRecord) -> Progress | None:
+    """Return how far a run is; None if it has never said so."""
+    current, total = run.progress_current, run.progress_total
+    if total is None and not current and not run.progress_message:
+        return None
+    numbers = "" if total is None and not current else formats.localize(current)
+    if total is not None:
+        numbers = f"{numbers} / {formats.localize(total)}"
+    return Progress(
+        text=f"{numbers} {run.progress_message}".strip(),
+        value=str(min(current, total)) if total else "",
+        end=str(total) if total else "",
+        has_bar=bool(total) or not run.is_finished,
+    )
+
+
+def output_pieces(pieces: Iterable[TaskRunOutput]) -> SafeString:
+    """Return pieces of output, each in the colour of its stream; nothing stands between them."""
+    return format_html_join(
+        "",
+        '<span class="run-piece run-piece-{}" data-seq="{}">{}</span>',
+        ((piece.stream, str(piece.seq), piece.text) for piece in pieces),
+    )

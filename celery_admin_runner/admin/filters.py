@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, ClassVar
 
+from django.apps import apps
 from django.conf import settings
 from django.contrib.admin import ListFilter, ModelAdmin, SimpleListFilter
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -19,10 +20,12 @@ from django.utils.translation import pgettext_lazy
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import all_task_infos, celery_app
-from celery_admin_runner.states import State
+from celery_admin_runner.states import KEPT, State
 
 #: In the address, in place of a state: every state that is not the end.
 UNFINISHED = "unfinished"
+#: In the address, in place of a state: scheduled, and a dispatcher died while it sent the run.
+STALE_SCHEDULED = "stale_scheduled"
 #: More names than these are not offered: the page would be larger than its list.
 SUGGESTIONS_MAX = 500
 _TEMPLATES = "admin/celery_admin_runner/taskrunrecord"
@@ -35,8 +38,12 @@ class StateFilter(SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin[Any]) -> list[tuple[str, Any]]:
-        """Offer every state."""
-        return [(UNFINISHED, _("Not finished")), *State.choices]
+        """Offer every state, and what needs somebody to look."""
+        return [
+            (UNFINISHED, _("Not finished")),
+            *State.choices,
+            (STALE_SCHEDULED, _("Scheduled, and perhaps sent")),
+        ]
 
     def queryset(  # type: ignore[override]
         self, request: HttpRequest, queryset: TaskRunRecordQuerySet
@@ -47,7 +54,45 @@ class StateFilter(SimpleListFilter):
             return queryset
         if state == UNFINISHED:
             return queryset.unfinished()
+        if state == STALE_SCHEDULED:
+            return queryset.stale_scheduled()
         return queryset.filter(state=_one_of(state, State.values))
+
+
+class EarliestStartFilter(SimpleListFilter):
+    """Scheduled runs, by when they are due."""
+
+    title = pgettext_lazy("of a filter", "earliest start")
+    parameter_name = "due"
+
+    def lookups(self, request: HttpRequest, model_admin: ModelAdmin[Any]) -> list[tuple[str, Any]]:
+        """Offer what is due, and what will be soon."""
+        return [
+            ("now", _("Due, and not sent yet")),
+            ("hour", _("Within an hour")),
+            ("day", _("Within 24 hours")),
+            ("week", _("Within 7 days")),
+            ("later", _("Later")),
+        ]
+
+    def queryset(  # type: ignore[override]
+        self, request: HttpRequest, queryset: TaskRunRecordQuerySet
+    ) -> TaskRunRecordQuerySet:
+        """Return the scheduled runs that are due in the chosen time."""
+        choice = self.value()
+        if choice is None:
+            return queryset
+        spans = {
+            "now": timedelta(),
+            "hour": timedelta(hours=1),
+            "day": timedelta(days=1),
+            "week": timedelta(days=7),
+        }
+        limit = timezone.now() + spans.get(_one_of(choice, [*spans, "later"]), spans["week"])
+        scheduled = queryset.filter(state=State.SCHEDULED)
+        if choice == "later":
+            return scheduled.filter(due_at__gt=limit)
+        return scheduled.filter(due_at__lte=limit)
 
 
 class SourceFilter(SimpleListFilter):
@@ -204,6 +249,24 @@ class UserFilter(TextFilter):
         return queryset.filter(run_by_name=self.value) if self.value else queryset
 
 
+class PeriodicFilter(TextFilter):
+    """Runs of one periodic task, by the name that it had when they were sent."""
+
+    title = pgettext_lazy("of a filter", "periodic task")
+    parameters = ("periodic",)
+    placeholder = _("name")
+
+    def has_output(self) -> bool:
+        """Show the filter where there are periodic tasks, or where it is used."""
+        return bool(self.value) or apps.is_installed("django_celery_beat")
+
+    def queryset(  # type: ignore[override]
+        self, request: HttpRequest, queryset: TaskRunRecordQuerySet
+    ) -> TaskRunRecordQuerySet:
+        """Return the runs of the typed periodic task."""
+        return queryset.filter(periodic_task_name=self.value) if self.value else queryset
+
+
 class CreatedFilter(TypedFilter):
     """Runs created from one day on, until another, both included."""
 
@@ -239,6 +302,12 @@ class CreatedFilter(TypedFilter):
         if self.until:
             queryset = queryset.filter(created_at__lte=_moment(self.until, time.max))
         return queryset
+
+
+def are_all_kept(request: HttpRequest) -> bool:
+    """Tell whether the filters of a list leave only runs that have not been sent."""
+    is_state_kept = request.GET.get(StateFilter.parameter_name) in {*KEPT, STALE_SCHEDULED}
+    return is_state_kept or bool(request.GET.get(EarliestStartFilter.parameter_name))
 
 
 def _one_of(value: str, values: Sequence[str]) -> str:

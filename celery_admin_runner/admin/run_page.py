@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.apps import apps
@@ -12,6 +13,7 @@ from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.db.models import Model
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -20,7 +22,9 @@ from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from celery_admin_runner.admin import display
 from celery_admin_runner.admin.links import model_url
+from celery_admin_runner.admin.reasons import exception_text
 from celery_admin_runner.calls import signature_of
+from celery_admin_runner.capture import TRACEBACK
 from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.parameters import Parameter
@@ -30,6 +34,10 @@ from celery_admin_runner.states import State
 
 #: More later runs of the same call are not linked.
 LATER_RUNS_MAX = 10
+#: By how much the clocks of two machines may differ.
+CLOCKS_DIFFER = timedelta(minutes=1)
+#: Where Celery keeps an exception as the result, if our result backend keeps it.
+_KEEP_AN_EXCEPTION = {State.FAILURE, State.RETRY, State.CANCELLING, State.REVOKED}
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -52,7 +60,7 @@ class RunFields:
                 "fields": (
                     "state_field",
                     "publish_error_field",
-                    "progress_field",
+                    "custom_state",
                     "duration_field",
                     "result_field",
                     "exception_field",
@@ -80,8 +88,9 @@ class RunFields:
                 "fields": (
                     "run_by_field",
                     "source",
+                    "periodic_task_name",
                     "reason_field",
-                    "cancel_requested_by",
+                    "cancel_requested_by_field",
                     "cancel_requested_at",
                 )
             },
@@ -116,12 +125,6 @@ class RunFields:
         """Show how long it took."""
         return display.duration_text(run.duration)
 
-    @admin.display(description=gettext_lazy("progress"))
-    def progress_field(self, run: TaskRunRecord) -> str:
-        """Show how far it is."""
-        total = "" if run.progress_total is None else f" / {run.progress_total}"
-        return f"{run.progress_current}{total} {run.progress_message}".strip()
-
     @admin.display(description=gettext_lazy("result"))
     def result_field(self, run: TaskRunRecord) -> str:
         """Show what it returned."""
@@ -135,7 +138,7 @@ class RunFields:
     @admin.display(description=gettext_lazy("exception"))
     def exception_field(self, run: TaskRunRecord) -> str:
         """Show what it raised."""
-        return display.preformatted(run.exception)
+        return display.preformatted(exception_text(run))
 
     @admin.display(description=gettext_lazy("traceback"))
     def traceback_field(self, run: TaskRunRecord) -> str:
@@ -167,6 +170,11 @@ class RunFields:
         """Show who asked for it."""
         return display.user_text(run)
 
+    @admin.display(description=gettext_lazy("cancel requested by"))
+    def cancel_requested_by_field(self, run: TaskRunRecord) -> str:
+        """Show who cancelled it: a name, where admin links also who may not view users."""
+        return str(run.cancel_requested_by)
+
     @admin.display(description=gettext_lazy("reason"))
     def reason_field(self, run: TaskRunRecord) -> str:
         """Show why, with its lines."""
@@ -179,7 +187,7 @@ _SOURCES = {
     for _title, options in RunFields.fieldsets
     for name in options["fields"]
     if name not in {"state_field", "task_name", "run_by_field", "created_at", "task_id"}
-} | {"progress_field": "progress_current"}
+}
 
 
 def has_content(name: str, run: TaskRunRecord) -> bool:
@@ -190,12 +198,24 @@ def has_content(name: str, run: TaskRunRecord) -> bool:
         return named_arguments(run) is None
     if name == "publish_error_field" and run.state == State.UNSENT:
         return False  # The head of the page says it.
+    if name == "result_field" and run.state in _KEEP_AN_EXCEPTION:
+        return False
     if name == "result_field" and run.state == State.SUCCESS:
         return True
-    if name == "progress_field" and run.progress_total is not None:
-        return True
+    if name == "custom_state" and run.is_finished and run.state != State.IGNORED:
+        return False  # It ended with the attempt, or says that the result was forgotten.
+    if name == "traceback_field" and _output_ends_with_traceback(run):
+        return False
     source = _SOURCES.get(name)
     return source is None or getattr(run, source) not in (None, "", 0, [], {})
+
+
+def _output_ends_with_traceback(run: TaskRunRecord) -> bool:
+    """Tell whether the output, which the page shows too, holds the traceback as its last."""
+    if not run.traceback:
+        return False
+    last = run.output.order_by("-seq").values_list("stream", "text").first()
+    return last == (TRACEBACK, run.traceback)
 
 
 def named_arguments(run: TaskRunRecord) -> dict[str, Any] | None:
@@ -237,6 +257,7 @@ def links_of(
     """Yield what belongs to a run, as far as this user may know of it."""
     visible = TaskRunRecord.objects.visible_to(request.user)
     yield from _lineage(run, visible, admin_site)
+    yield from _family(run, visible, admin_site)
     if run.run_by_id is not None:
         yield from _object_link(_("User"), get_user_model(), run.run_by_id, request, admin_site)
     if run.content_type is not None and run.content_type.model_class() is not None:
@@ -244,6 +265,8 @@ def links_of(
         yield from _object_link(_("About"), model, run.object_id, request, admin_site)
     yield from _result_link(run, request, admin_site)
     journal = model_url(admin_site, TaskRunRecord, "changelist")
+    if run.periodic_task_name:
+        yield from _periodic_links(run, journal, request, admin_site)
     yield Link(
         label=_("Task"),
         text=_("All runs of this task"),
@@ -261,6 +284,34 @@ def _lineage(
         yield _run_link(_("Runs again"), other, admin_site)
     for other in light.filter(retry_of=run)[:LATER_RUNS_MAX]:
         yield _run_link(_("Was run again"), other, admin_site)
+
+
+def _family(
+    run: TaskRunRecord, visible: TaskRunRecordQuerySet, admin_site: admin.AdminSite
+) -> Iterator[Link]:
+    """Yield the runs that started this one, and the latest that it started."""
+    light = visible.only("pk", "label", "task_name", "task_id")
+    labels = {run.root_id: _("First of all"), run.parent_id: _("Started by")}
+    elders = {
+        task_id: label for task_id, label in labels.items() if task_id not in {"", run.task_id}
+    }
+    for other in light.filter(task_id__in=elders).order_by("pk") if elders else ():
+        yield _run_link(elders[other.task_id], other, admin_site)
+    for other in _children(run, light):
+        yield _run_link(_("Has started"), other, admin_site)
+
+
+def _children(run: TaskRunRecord, visible: TaskRunRecordQuerySet) -> Iterable[TaskRunRecord]:
+    """Return the latest runs that this one has started.
+
+    No index serves the parent, but that of ``created_at`` the time in which they were started.
+    """
+    if run.started_at is None:
+        return ()
+    end = timezone.now() if run.finished_at is None else run.finished_at
+    span = (run.created_at - CLOCKS_DIFFER, end + CLOCKS_DIFFER)
+    children = visible.filter(parent_id=run.task_id, created_at__range=span)
+    return children.order_by("-created_at")[:LATER_RUNS_MAX]
 
 
 def _run_link(label: str, run: TaskRunRecord, admin_site: admin.AdminSite) -> Link:
@@ -287,6 +338,32 @@ def _object_link(
             )
             return
     yield Link(label=label, text=f"{name} {pk}", url=None)
+
+
+def _periodic_links(
+    run: TaskRunRecord, journal: str, request: HttpRequest, admin_site: admin.AdminSite
+) -> Iterator[Link]:
+    """Yield links to the periodic task, if there is one to see, and to its runs."""
+    label = _("Periodic task")
+    model = _periodic_model()
+    if model is not None and admin_site.is_registered(model):
+        model_admin = admin_site.get_model_admin(model)
+        found = model_admin.get_queryset(request).filter(name=run.periodic_task_name).first()
+        if found is not None and model_admin.has_view_permission(request, found):
+            url = model_url(admin_site, model, "change", found.pk)
+            yield Link(label=label, text=run.periodic_task_name, url=url)
+    yield Link(
+        label=label,
+        text=_("All runs of this periodic task"),
+        url=f"{journal}?{urlencode({'periodic': run.periodic_task_name})}",
+    )
+
+
+def _periodic_model() -> Any:
+    """Return django-celery-beat's model of periodic tasks; None without it."""
+    if not apps.is_installed("django_celery_beat"):
+        return None
+    return apps.get_app_config("django_celery_beat").get_model("PeriodicTask")
 
 
 def _result_link(

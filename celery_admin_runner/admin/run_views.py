@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from django import forms
 from django.contrib import messages
-from django.contrib.admin import ModelAdmin
+from django.contrib.admin import AdminSite, ModelAdmin
 from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
-from django.utils.crypto import constant_time_compare, salted_hmac
+from django.utils import timezone
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from celery_admin_runner.admin import display, links
+from celery_admin_runner.admin.move import kept_text
+from celery_admin_runner.admin.questions import CONFIRMED, digest_of, is_confirmed
+from celery_admin_runner.admin.retry import unsent_text
 from celery_admin_runner.admin.sheets import Preview, Sheet
-from celery_admin_runner.exceptions import InvalidArguments, TaskNotRunnable
+from celery_admin_runner.exceptions import ALL, InvalidArguments, NotRetryable, TaskNotRunnable
+from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.forms.run import RunForm, initial_from_query, initial_from_run
 from celery_admin_runner.models import CeleryTask, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import get_task
 from celery_admin_runner.runner import TaskRunner
-from celery_admin_runner.states import State
+from celery_admin_runner.states import KEPT, State
 
-#: The field that says that what is sent was shown and confirmed: a digest of it.
-CONFIRMED = "_confirmed"
 #: The field with the names of the tasks, on the page for several of them.
 TASK = "task"
 #: How many tasks can be run from one page.
@@ -91,6 +94,11 @@ class RunPage:
         """Return what a task's form is filled in with at first."""
         return None
 
+    @property
+    def retry_of(self) -> TaskRunRecord | None:
+        """The run that is run again by what the form says."""
+        return None
+
     def context(self) -> dict[str, Any]:
         """Return what else the template needs."""
         return {"title": _("Run selected tasks"), "original": _("Run selected tasks")}
@@ -122,8 +130,8 @@ class RunPage:
             return self._render(sheets)
         if any(sheet.info.rule.confirm for sheet in sheets):
             previews = [sheet.preview for sheet in sheets]
-            digest = _digest(previews)
-            if not constant_time_compare(self.request.POST.get(CONFIRMED, ""), digest):
+            digest = digest_of(previews)
+            if not is_confirmed(self.request, digest):
                 return self._render(sheets, previews=previews, digest=digest)
         runs = self._start(sheets)
         if runs is None:
@@ -142,7 +150,7 @@ class RunPage:
             initial=self.initial(task) if data is None else None,
             prefix=self.prefix(task),
         )
-        return Sheet(task, form)
+        return Sheet(task, form, retry_of=self.retry_of)
 
     def _start(self, sheets: Sequence[Sheet]) -> list[TaskRunRecord] | None:
         """Start every task, or, if the runner refuses one, none; then its form has the errors."""
@@ -155,6 +163,9 @@ class RunPage:
         except InvalidArguments as error:
             current.refuse(error.errors)
             return None
+        except NotRetryable as error:
+            current.refuse({ALL: [str(error)]})
+            return None
         except TaskNotRunnable as error:
             raise PermissionDenied(str(error)) from error
         return runs
@@ -162,18 +173,22 @@ class RunPage:
     def _tell(self, runs: Sequence[TaskRunRecord]) -> None:
         """Say what became of the runs."""
         unsent = [run for run in runs if run.state == State.UNSENT]
-        sent = len(runs) - len(unsent)
+        kept = [run for run in runs if run.state in KEPT]
+        sent = len(runs) - len(unsent) - len(kept)
         if sent:
             text = ngettext("%(count)s task was sent.", "%(count)s tasks were sent.", sent)
             messages.success(self.request, text % {"count": sent})
+        if len(kept) > 1:
+            text = ngettext(
+                "%(count)s run is kept until later: its page says until when.",
+                "%(count)s runs are kept until later: their pages say until when.",
+                len(kept),
+            )
+            messages.success(self.request, text % {"count": len(kept)})
+        elif kept:
+            messages.success(self.request, _kept_text(kept[0]))
         for run in unsent:
-            text = _(
-                "%(task)s was not sent: %(error)s The run is kept; when the broker is back, "
-                "use “Send again” on the page of the run."
-            )
-            messages.error(
-                self.request, text % {"task": run.task_name, "error": run.publish_error}
-            )
+            messages.error(self.request, unsent_text(run))
 
     def _render(
         self, sheets: Sequence[Sheet], *, previews: Sequence[Preview] = (), digest: str = ""
@@ -224,20 +239,42 @@ class RunTaskPage(RunPage):
     def initial(self, task: CeleryTask) -> dict[str, Any] | None:
         """Return the arguments of the run that ``?retry=`` names, else those of the query."""
         signature = Sheet(task, None).signature
-        retry = self.request.GET.get("retry")
-        if retry is None:
+        if "retry" not in self.request.GET:
             return initial_from_query(self.request.GET, signature)
-        run = self._run_to_retry(retry)
+        run = self.shown_run
         if run is None:
             text = _("That run is not visible to you, or of another task: nothing is filled in.")
             messages.warning(self.request, text)
             return None
+        if run.state in KEPT:
+            text = _("That run stays as it is: what you start here is one more.")
+            messages.info(self.request, text)
         if run.has_masked_arguments:
             messages.info(
                 self.request,
                 _("Secrets are not stored: fill them in again, the rest is filled in."),
             )
+        if run.has_altered_arguments:
+            text = _("Its arguments are not stored as they were: fill in the form.")
+            messages.warning(self.request, text)
+        if run.lost_options:
+            text = _("Not stored as they were, and left out: %(names)s.")
+            messages.warning(self.request, text % {"names": ", ".join(run.lost_options)})
         return initial_from_run(run, signature)
+
+    @cached_property
+    def shown_run(self) -> TaskRunRecord | None:
+        """The run of this task that ``?retry=`` names, if the user may see it."""
+        key = run_key(self.request.GET.get("retry", ""))
+        if key is None:
+            return None
+        return self.visible_runs.of_task(self.task.info.name).filter(pk=key).first()
+
+    @cached_property
+    def retry_of(self) -> TaskRunRecord | None:
+        """That run, if the user may run it again; else what is filled in is a run of its own."""
+        run = self.shown_run
+        return run if run is not None and self.runner.may_retry(run) else None
 
     def context(self) -> dict[str, Any]:
         """Return the task, its recent runs, and why it can't be run."""
@@ -247,34 +284,42 @@ class RunTaskPage(RunPage):
             "original": self.task,
             "is_single": True,
             "refusal": _refusal(self.task),
-            "recent_runs": [self._recent(run) for run in runs[:RECENT_RUNS]],
+            "recent_runs": [
+                recent_run(run, self.request, self.admin_site) for run in runs[:RECENT_RUNS]
+            ],
         }
 
     def address(self) -> str:
-        """Return the address of this page, without what it was filled in with."""
-        return links.run_page_url(self.admin_site, self.task.info.name)
+        """Return the address of this page: it names the run that is run again, no arguments."""
+        address = links.run_page_url(self.admin_site, self.task.info.name)
+        if self.retry_of is None:
+            return address
+        return f"{address}?{urlencode({'retry': self.retry_of.pk})}"
 
     def target(self, runs: Sequence[TaskRunRecord]) -> str:
         """Return the address of the run's page, else of the list."""
         page = links.record_url(self.admin_site, self.request, runs[0])
         return page or links.task_list_url(self.admin_site)
 
-    def _recent(self, run: TaskRunRecord) -> RecentRun:
-        return RecentRun(
-            pk=run.pk,
-            url=links.record_url(self.admin_site, self.request, run),
-            state=display.state_badge(run.state),
-            label=run.label,
-            created=display.time_text(run.created_at),
-            by=display.user_text(run),
-            duration="" if run.duration is None else display.duration_text(run.duration),
-        )
+    def _tell(self, runs: Sequence[TaskRunRecord]) -> None:
+        """Say what became of the run, and leave a LogEntry at the one that it repeats."""
+        super()._tell(runs)
+        if self.retry_of is not None:
+            text = _("Run again as %(task_id)s.") % {"task_id": runs[0].task_id}
+            self.model_admin.log_change(self.request, self.retry_of, text)
 
-    def _run_to_retry(self, key: str) -> TaskRunRecord | None:
-        """Return a run of this task that the user may see, or None."""
-        if not (key.isascii() and key.isdigit()) or len(key) > 18:
-            return None
-        return self.visible_runs.of_task(self.task.info.name).filter(pk=int(key)).first()
+
+def recent_run(run: TaskRunRecord, request: HttpRequest, admin_site: AdminSite) -> RecentRun:
+    """Return an earlier run as this user may see it on this site."""
+    return RecentRun(
+        pk=run.pk,
+        url=links.record_url(admin_site, request, run),
+        state=display.state_badge(run.state),
+        label=run.label,
+        created=display.time_text(run.created_at),
+        by=display.user_text(run),
+        duration="" if run.duration is None else display.duration_text(run.duration),
+    )
 
 
 def _all_valid(sheets: Sequence[Sheet]) -> bool:
@@ -283,10 +328,14 @@ def _all_valid(sheets: Sequence[Sheet]) -> bool:
     return all(validity)
 
 
-def _digest(previews: Sequence[Preview]) -> str:
-    """Return what only this server can make of exactly these calls."""
-    text = json.dumps([asdict(preview) for preview in previews])
-    return salted_hmac("celery_admin_runner.confirm", text, algorithm="sha256").hexdigest()
+def _kept_text(run: TaskRunRecord) -> str:
+    """Return that a run was not sent yet, and until when it is kept."""
+    text = (
+        _("Waiting: %(task)s. %(until)s")
+        if run.state == State.WAITING
+        else _("Scheduled: %(task)s. %(until)s")
+    )
+    return text % {"task": run.task_name, "until": kept_text(run, timezone.now())}
 
 
 def _refusal(task: CeleryTask) -> str:

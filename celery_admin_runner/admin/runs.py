@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from django.contrib import admin, messages
-from django.contrib.admin.utils import unquote
+from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import PermissionDenied
-from django.db import router, transaction
 from django.db.models import Model, Q
-from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import redirect
-from django.urls import URLPattern, path
-from django.utils.decorators import method_decorator
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, pgettext_lazy
-from django.views.decorators.http import require_POST
 
 from celery_admin_runner.admin import display, filters
+from celery_admin_runner.admin.cancel import CancelAdmin
+from celery_admin_runner.admin.dependencies import found_to_wait_for
 from celery_admin_runner.admin.export import RunExportMixin
-from celery_admin_runner.admin.links import model_url, run_page_url
+from celery_admin_runner.admin.links import run_page_url
+from celery_admin_runner.admin.live import RunLiveMixin
+from celery_admin_runner.admin.move import MoveAdmin
+from celery_admin_runner.admin.questions import QUESTIONS_CSS
+from celery_admin_runner.admin.retry import RetryAdmin, key_of, obstacle_of
 from celery_admin_runner.admin.run_page import RunFields, has_content, links_of
-from celery_admin_runner.exceptions import NotSendable, TaskNotFound
-from celery_admin_runner.models import CeleryTask, Source, TaskRunRecord
+from celery_admin_runner.admin.send_again import SendAgainAdmin, shown_doubt
+from celery_admin_runner.exceptions import TaskNotFound
+from celery_admin_runner.models import CeleryTask, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import get_task_info
 from celery_admin_runner.runner import RUN_PERMISSION, TaskRunner
-from celery_admin_runner.states import State
+from celery_admin_runner.scheduling import obstacle
+from celery_admin_runner.states import KEPT, State
 
 #: Columns that may be large and that no list shows.
-LARGE_FIELDS = ("args", "kwargs", "options", "result", "exception", "traceback", "publish_error")
+LARGE_FIELDS = (
+    *("args", "kwargs", "options", "result", "whole_result", "children"),
+    *("exception", "traceback", "publish_error"),
+)
 
 
 class RunChangeList(ChangeList):
@@ -48,7 +52,9 @@ class RunChangeList(ChangeList):
         return super().get_ordering_field(field_name) if sortable else None
 
 
-class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: ignore[type-arg, misc]
+class TaskRunRecordAdmin(
+    RunFields, SendAgainAdmin, RetryAdmin, MoveAdmin, CancelAdmin, RunExportMixin, RunLiveMixin
+):
     """Every run, for who has ``view_taskrunrecord``; else the runs that the user started."""
 
     change_form_template = "admin/celery_admin_runner/taskrunrecord/change_form.html"
@@ -58,9 +64,11 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
     list_display_links = ("task_name",)
     list_filter = (
         filters.StateFilter,
+        filters.EarliestStartFilter,
         filters.TaskFilter,
         filters.UserFilter,
         filters.SourceFilter,
+        filters.PeriodicFilter,
         filters.CreatedFilter,
     )
     #: Only the order of the primary key, which is the order of creation, is an index of its own.
@@ -71,10 +79,18 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
     list_per_page = 100
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
+    actions: Any = (
+        "run_selected_again",
+        "run_selected_now",
+        "move_selected",
+        "cancel_selected",
+        "export_admin_action",
+    )
     empty_value_display = display.EMPTY
 
     class Media:
-        css: ClassVar[dict[str, list[str]]] = {"all": [display.CSS]}
+        css: ClassVar[dict[str, list[str]]] = {"all": [display.CSS, QUESTIONS_CSS]}
+        js: ClassVar[list[str]] = [display.LIVE_JS]
 
     # Who may do what
 
@@ -99,7 +115,9 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
 
     def get_queryset(self, request: HttpRequest) -> TaskRunRecordQuerySet:
         """Return the runs that the user may see: the base of every page, search and export."""
-        return super().get_queryset(request).visible_to(request.user)  # type: ignore[attr-defined, no-any-return]
+        runs: TaskRunRecordQuerySet = super().get_queryset(request)  # type: ignore[assignment]
+        # No page shows the whole of a large result.
+        return runs.visible_to(request.user).defer("whole_result")
 
     # The list
 
@@ -107,10 +125,20 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
         """Return the list that reads only what it shows."""
         return RunChangeList
 
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        """Return the columns; of a list of kept runs when they may start, for none has started."""
+        columns: list[Any] = list(super().get_list_display(request))
+        if not filters.are_all_kept(request):
+            return columns
+        instead = {"started": "earliest_start"}
+        return [instead.get(name, name) for name in columns if name != "took"]
+
     def get_search_results(
         self, request: HttpRequest, queryset: Any, search_term: str
     ) -> tuple[Any, bool]:
         """Find every word as a task id, the beginning of a task's name, or a user name."""
+        if request.resolver_match and request.resolver_match.url_name == "autocomplete":
+            return found_to_wait_for(queryset, search_term), False
         for word in search_term.split():
             queryset = queryset.filter(
                 Q(task_id=word) | Q(task_name__startswith=word) | Q(run_by_name=word)
@@ -119,8 +147,8 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
 
     @admin.display(description=pgettext_lazy("of a run", "state"))
     def state_column(self, run: TaskRunRecord) -> SafeString:
-        """Show the state in its colour."""
-        return display.state_badge(run.state)
+        """Show the state in its colour; it follows an unfinished run."""
+        return display.live_badge(run)
 
     @admin.display(description=gettext_lazy("by"))
     def by(self, run: TaskRunRecord) -> str:
@@ -132,9 +160,18 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
         """Show when it was asked for."""
         return display.time_text(run.created_at)
 
+    @admin.display(description=gettext_lazy("earliest start"))
+    def earliest_start(self, run: TaskRunRecord) -> str:
+        """Show when a run may start that is kept until then."""
+        moment = run.due_at or run.eta
+        return display.time_text(moment if run.state in KEPT else None)
+
     @admin.display(description=gettext_lazy("started"))
     def started(self, run: TaskRunRecord) -> str:
-        """Show when a worker began."""
+        """Show when a worker began, or in how long one may begin."""
+        now = timezone.now()
+        if run.state == State.SCHEDULED and run.due_at is not None and run.due_at > now:
+            return display.until_text(run.due_at, now)
         return display.time_text(run.started_at)
 
     @admin.display(description=gettext_lazy("duration"))
@@ -159,68 +196,46 @@ class TaskRunRecordAdmin(RunFields, RunExportMixin, admin.ModelAdmin):  # type: 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        """Add the links and the buttons that this user may use."""
+        """Add the links to what belongs to the run."""
         run: TaskRunRecord = context["original"]
-        may_run = self._may_run(request, run)
-        is_unsent = run.state == State.UNSENT
-        context |= {
-            "run": run,
-            "is_unsent": is_unsent,
-            "state_badge": display.state_badge(run.state),
-            "user_text": display.user_text(run),
-            "links": list(links_of(run, request, self.admin_site)),
-            "run_again_url": self._run_again_url(run) if may_run else None,
-            "send_again_url": self._url("send_again", run.pk)
-            if may_run and is_unsent and not run.has_masked_arguments
-            else None,
-        }
+        context["links"] = list(links_of(run, request, self.admin_site))
         return super().render_change_form(request, context, *args, **kwargs)
 
-    def get_urls(self) -> list[URLPattern]:
-        """Add the view that sends a run again."""
-        opts = self.opts
-        view = transaction.non_atomic_requests(using=router.db_for_write(TaskRunRecord))(
-            self.admin_site.admin_view(self.send_again_view)
-        )
-        name = f"{opts.app_label}_{opts.model_name}_send_again"
-        return [path("<path:object_id>/send-again/", view, name=name), *super().get_urls()]
+    def get_head_context(self, request: HttpRequest, run: TaskRunRecord) -> dict[str, Any]:
+        """Return what the head of the page shows: the state, and the buttons for this user."""
+        return {
+            "run": run,
+            "is_unsent": run.state == State.UNSENT,
+            "state_badge": display.state_badge(run.state),
+            "user_text": display.user_text(run),
+            "doubt": shown_doubt(run),
+            **self._button_urls(request, run),
+        }
 
-    @method_decorator(require_POST)
-    def send_again_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Send a run that stayed UNSENT, and say how that went."""
-        run = self.get_object(request, unquote(object_id))
-        if run is None:
-            raise Http404
-        if not self.has_view_permission(request, run):
-            raise PermissionDenied
-        try:
-            TaskRunner(request.user, source=Source.ADMIN).send_again(run)
-        except NotSendable as error:
-            self.message_user(request, str(error), messages.ERROR)
-        else:
-            self._tell_of_sending(request, run)
-        return redirect(self._url("change", run.pk))
+    def _button_urls(self, request: HttpRequest, run: TaskRunRecord) -> dict[str, str]:
+        """Return the addresses of what this user may do with the run."""
+        runner = self.get_retrier(request)
+        urls = {}
+        if _may_run(runner, run) and self.admin_site.is_registered(CeleryTask):
+            form = run_page_url(self.admin_site, run.task_name)
+            urls["edit_url"] = f"{form}?{urlencode({'retry': run.pk})}"
+        is_sendable = run.state == State.UNSENT or run.is_stale_scheduled(timezone.now())
+        if is_sendable and runner.may_run_task_of(run) and run.can_be_repeated:
+            urls["send_again_url"] = self.view_url("send_again", run.pk)
+        if self.has_retry_permission(request, run) and not obstacle_of(run, runner):
+            urls["run_again_url"] = self.view_url("run_again", run.pk)
+            urls["known"] = key_of(self.newest_retry(request, [run]))
+        if _may_run(runner, run) and not obstacle(run):
+            urls["move_url"] = self.view_url("move", run.pk)
+            if run.state == State.SCHEDULED and run.due_at and run.due_at > timezone.now():
+                urls["run_now_url"] = self.view_url("run_now", run.pk)
+        if self.has_cancel_permission(request, run) and not run.is_finished:
+            urls["cancel_url"] = self.view_url("cancel", run.pk)
+        return urls
 
-    def _tell_of_sending(self, request: HttpRequest, run: TaskRunRecord) -> None:
-        run.refresh_from_db(fields=["state", "publish_error"])
-        if run.state == State.UNSENT:
-            text = _("The broker still does not take this run: %(error)s")
-            self.message_user(request, text % {"error": run.publish_error}, messages.ERROR)
-            return
-        self.log_change(request, run, _("Sent again."))
-        self.message_user(request, _("The run was sent."), messages.SUCCESS)
 
-    def _may_run(self, request: HttpRequest, run: TaskRunRecord) -> bool:
-        try:
-            return TaskRunner(request.user).may_run(get_task_info(run.task_name))
-        except TaskNotFound:
-            return False
-
-    def _run_again_url(self, run: TaskRunRecord) -> str | None:
-        """Return the run form filled with the run's arguments, if this site has the tasks."""
-        if not self.admin_site.is_registered(CeleryTask):
-            return None
-        return f"{run_page_url(self.admin_site, run.task_name)}?{urlencode({'retry': run.pk})}"
-
-    def _url(self, view: str, *args: object) -> str:
-        return model_url(self.admin_site, self.model, view, *args)
+def _may_run(runner: TaskRunner, run: TaskRunRecord) -> bool:
+    try:
+        return runner.may_run(get_task_info(run.task_name))
+    except TaskNotFound:
+        return False

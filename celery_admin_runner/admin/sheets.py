@@ -9,6 +9,7 @@ from typing import Any
 
 from django import forms
 from django.contrib.admin.helpers import AdminForm, Fieldset
+from django.utils import timezone
 from django.utils.html import conditional_escape
 from django.utils.translation import gettext as _
 
@@ -16,12 +17,15 @@ from celery_admin_runner.calls import signature_of
 from celery_admin_runner.encoding import readable_text, to_plain
 from celery_admin_runner.forms.run import TYPED, RunForm
 from celery_admin_runner.models import CeleryTask, TaskRunRecord
+from celery_admin_runner.options import options_again
 from celery_admin_runner.parameters import Signature
 from celery_admin_runner.registry import TaskInfo, get_task
 from celery_admin_runner.runner import TaskRunner
 
 #: What of a call is no option.
 _NO_OPTIONS = {"args", "kwargs", "reason"}
+#: The options that the form has fields for.
+_FORM_OPTIONS = ("queue", "priority", "expires")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,13 @@ class Preview:
 class Sheet:
     """A task on a page; with its form, if the user may run it."""
 
-    def __init__(self, task: CeleryTask, form: RunForm | None) -> None:
-        """Take a task, and the form for its arguments."""
+    def __init__(
+        self, task: CeleryTask, form: RunForm | None, *, retry_of: TaskRunRecord | None = None
+    ) -> None:
+        """Take a task, the form for its arguments, and the run that is to be run again."""
         self.task = task
         self.form = form
+        self.retry_of = retry_of
 
     @property
     def info(self) -> TaskInfo:
@@ -81,11 +88,13 @@ class Sheet:
         """What the valid form will send."""
         call = self._form.call
         given = self._form.run_kwargs
-        options = {
+        options = self._kept_options | {
             name: value
             for name, value in given.items()
             if name not in _NO_OPTIONS and value is not None
         }
+        if "depends_on" in options:
+            options["depends_on"] = [str(run) for run in options["depends_on"]]
         return Preview(
             task_name=self.info.name,
             args=readable_text(call.stored_args, indent=2),
@@ -96,7 +105,23 @@ class Sheet:
 
     def start(self, runner: TaskRunner) -> TaskRunRecord:
         """Run the task with what the valid form says; raises what the runner raises."""
-        return runner.run(self.info.name, **self._form.run_kwargs)
+        given = self._form.run_kwargs
+        if self.retry_of is None:
+            return runner.run(self.info.name, **given)
+        # A field that was emptied takes its option away.
+        options = {name: given.pop(name, None) for name in _FORM_OPTIONS}
+        # Nor is there one for what is not stored as it was sent.
+        options |= dict.fromkeys(set(self.retry_of.lost_options) - set(_FORM_OPTIONS))
+        return runner.retry(self.retry_of, options=options, **given)
+
+    @property
+    def _kept_options(self) -> dict[str, Any]:
+        """The options of the run that is run again for which the form has no fields."""
+        if self.retry_of is None:
+            return {}
+        options = options_again(self.retry_of, timezone.now())
+        replaced = {*_FORM_OPTIONS, *self.retry_of.lost_options}
+        return {name: value for name, value in options.items() if name not in replaced}
 
     def refuse(self, errors: Mapping[str, Sequence[str]]) -> None:
         """Show at the form what the runner refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -21,11 +22,12 @@ from celery_admin_runner.forms.json_text import call_texts, parse_json
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.parameters import OPEN, UNREADABLE, Parameter, Signature, fields_of
 from celery_admin_runner.redaction import MASK
+from celery_admin_runner.states import KEPT, State
 
 #: Raised for a value that does not fit its parameter (any more).
 _UNFIT = (*UNREADABLE, PydanticUserError, NotEncodable)
 
-#: The options of a run that make sense for another one too.
+#: The options of a run that the form shows as they are.
 _KEPT_OPTIONS = ("queue", "priority")
 
 
@@ -34,7 +36,7 @@ def initial_from_run(run: TaskRunRecord, signature: Signature) -> dict[str, Any]
 
     Arguments that no longer fit the task are shown as JSON.
     """
-    options = {name: run.options[name] for name in _KEPT_OPTIONS if name in run.options}
+    options = _options(run)
     binding = bind(signature, from_plain(run.args), from_plain(run.kwargs))
     given = {name: value for name, value in binding.by_name().items() if value != MASK}
     values = {name: _unmasked(value) for name, value in given.items()}
@@ -49,6 +51,31 @@ def initial_from_run(run: TaskRunRecord, signature: Signature) -> dict[str, Any]
         return {"mode": "json", "json": call_texts(unchecked.arguments), "options": options}
     arguments = bind(signature, *arrange(signature, values)).arguments
     return {"values": values, "json": call_texts(arguments), "options": options}
+
+
+def seconds_to_expire(run: TaskRunRecord) -> int | None:
+    """Return how many whole seconds after it is sent the same run would expire; None: never.
+
+    Where that was a moment, it is as far from now as the old one was from when its run was made.
+    """
+    expires = from_plain(run.options.get("expires"))
+    if isinstance(expires, datetime) and run.expires_at is not None:
+        expires = (run.expires_at - run.created_at).total_seconds()
+    is_number = isinstance(expires, int | float) and not isinstance(expires, bool)
+    return math.ceil(expires) if is_number and expires > 0 else None
+
+
+def _options(run: TaskRunRecord) -> dict[str, Any]:
+    """Return the options of a run that the form shows."""
+    options = {name: run.options[name] for name in _KEPT_OPTIONS if name in run.options}
+    seconds = seconds_to_expire(run)
+    if seconds is not None:
+        options["expires"] = seconds
+    if run.state in KEPT and run.eta is not None and run.eta > timezone.now():
+        options["eta"] = run.eta
+    if run.state == State.WAITING:
+        options["depends_on"] = list(run.depends_on.values_list("pk", flat=True))
+    return options
 
 
 def _unmasked(value: Any) -> Any:

@@ -13,15 +13,12 @@ from django.utils import formats
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.forms.fields import ParameterField
-
-#: The first year of a moment that can be asked for, and the first one after the last.
-#: Others can't be shown, or not even compared, in every time zone.
-FIRST_YEAR, END_YEAR = 1970, 9999
+from celery_admin_runner.options import is_far
 
 
 def refuse_far_years(day: date) -> None:
     """Raise ValueError for a day, or a moment, that not every time zone can show."""
-    if not FIRST_YEAR <= day.year < END_YEAR:
+    if is_far(day):
         raise ValueError(_("This moment is out of range."))
 
 

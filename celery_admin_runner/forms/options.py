@@ -11,7 +11,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from celery_admin_runner.forms.dependencies import runs_field
 from celery_admin_runner.forms.moments import EtaField
+from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.registry import Rule
 
 #: Ten years: what is further away is a slip of the keyboard.
@@ -36,14 +38,17 @@ class OptionsForm(forms.Form):
         min_value=0,
         max_value=SECONDS_MAX,
         widget=widgets.AdminIntegerFieldWidget,
-        help_text=gettext_lazy("Seconds to wait before it may start."),
+        help_text=gettext_lazy(
+            "Seconds to wait before it may start. Until then the run is kept in the database: "
+            "it can be moved, and cancelled."
+        ),
     )
     eta = EtaField(
         label=gettext_lazy("Earliest start"),
         required=False,
         require_all_fields=False,
         widget=widgets.AdminSplitDateTime,
-        help_text=gettext_lazy("Instead of a countdown."),
+        help_text=gettext_lazy("Instead of a countdown, and kept in the same way."),
     )
     expires = forms.IntegerField(
         label=gettext_lazy("Expires"),
@@ -52,7 +57,7 @@ class OptionsForm(forms.Form):
         max_value=SECONDS_MAX,
         widget=widgets.AdminIntegerFieldWidget,
         help_text=gettext_lazy(
-            "Seconds after it was sent: if it has not started by then, it does not run."
+            "Seconds from now: if it has not started by then, it does not run."
         ),
     )
     priority = forms.IntegerField(
@@ -70,9 +75,12 @@ class OptionsForm(forms.Form):
         help_text=gettext_lazy("Why you run it; it is kept with the run."),
     )
 
-    def __init__(self, rule: Rule | None, **options: Any) -> None:
-        """``rule``: that under which the task can be run."""
+    def __init__(self, rule: Rule | None, *, viewer: Viewer, **options: Any) -> None:
+        """``rule``: that under which the task can be run; ``viewer``: who fills it in."""
         super().__init__(**options)
+        depends_on = runs_field(viewer)
+        if depends_on is not None:
+            self.fields["depends_on"] = depends_on
         self.fields["reason"].required = rule is not None and rule.reason
 
     def clean(self) -> dict[str, Any]:
@@ -89,12 +97,12 @@ class OptionsForm(forms.Form):
     def given(self) -> dict[str, Any]:
         """The options that were filled in."""
         return {
-            name: value for name, value in self.cleaned_data.items() if value not in (None, "")
+            name: value for name, value in self.cleaned_data.items() if value not in (None, "", [])
         }
 
     def refuse_secrets(self) -> None:
         """Say at the fields that a call with a secret is sent at once or not at all."""
-        for name in ("eta", "countdown"):
+        for name in ("eta", "countdown", "depends_on"):
             if self.given.get(name):
                 self.add_error(
                     name,

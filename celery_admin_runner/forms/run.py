@@ -70,6 +70,7 @@ class RunForm:
         )
         self.options = OptionsForm(
             rule_for(task.name),
+            viewer=self.viewer,
             data=data,
             initial=initial.get("options", {}),
             prefix=f"{prefix}options",
