@@ -15,9 +15,24 @@ class CeleryAdminRunnerConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks, receivers and the types that messages can carry."""
-        from celery_admin_runner import checks, encoding, receivers, startup
+        from celery_admin_runner import (
+            bootsteps,
+            checks,
+            encoding,
+            holding,
+            killing,
+            late,
+            receivers,
+            recording,
+            startup,
+        )
 
         encoding.register_types()
         checks.register()
+        recording.connect()
+        late.connect()
         receivers.connect()
+        killing.register()
+        holding.connect()
         startup.connect()
+        bootsteps.connect()

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from celery import Celery
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core import checks
 from django.utils.module_loading import import_string
 from pydantic import TypeAdapter, ValidationError
 
 from celery_admin_runner.conf import SETTING, is_set, setting_types, settings, user_settings
+from celery_admin_runner.exceptions import BeatMisconfigured
+from celery_admin_runner.leases import beat_lease_seconds
+from celery_admin_runner.querysets import STALE_AFTER
+from celery_admin_runner.registry import DISPATCH_TASK
+from celery_admin_runner.states import FINISHED, UNFINISHED
 
+#: How a project names our result backend.
+OWN_BACKENDS = frozenset({"celery-admin-runner", "celery_admin_runner.backends:DatabaseBackend"})
 #: What each key of a rule in RUNNABLE_TASKS can be (``registry.Rule``).
 RULE_TYPES: dict[str, Any] = {
     "permission": str,
@@ -33,7 +41,11 @@ def register() -> None:
         check_app,
         check_rules,
         check_not_negative,
+        check_stale_after,
+        check_results_app,
+        check_beat_lease,
         check_retention,
+        check_dispatch,
     ):
         checks.register(check)
 
@@ -132,6 +144,54 @@ def check_not_negative(**kwargs: Any) -> list[checks.CheckMessage]:
     ]
 
 
+def check_stale_after(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E007: STALE_AFTER names unfinished states, and no negative durations."""
+    thresholds = user_settings().get("STALE_AFTER")
+    if not isinstance(thresholds, Mapping):
+        return []
+    return [
+        checks.Error(
+            f"{SETTING}['STALE_AFTER'][{name!r}] {problem}.",
+            hint=hint,
+            id="celery_admin_runner.E007",
+        )
+        for name, threshold in thresholds.items()
+        for problem, hint in _threshold_problems(name, threshold)
+    ]
+
+
+def check_results_app(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E008: our result backend keeps groups and chords in django_celery_results' tables."""
+    backend = getattr(django_settings, "CELERY_RESULT_BACKEND", None)
+    is_ours = isinstance(backend, str) and backend in OWN_BACKENDS
+    if not is_ours or apps.is_installed("django_celery_results"):
+        return []
+    return [
+        checks.Error(
+            f"CELERY_RESULT_BACKEND is {backend!r}, which needs the app django_celery_results.",
+            hint='Add "django_celery_results" to INSTALLED_APPS, and run manage.py migrate.',
+            id="celery_admin_runner.E008",
+        )
+    ]
+
+
+def check_beat_lease(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E010: the lease of a locked beat has a length that one can wait for."""
+    if not _fits(float, settings.BEAT_LEASE_SECONDS):
+        return []
+    try:
+        beat_lease_seconds()
+    except BeatMisconfigured as error:
+        return [
+            checks.Error(
+                str(error),
+                hint="After so many seconds another beat takes over from one that died.",
+                id="celery_admin_runner.E010",
+            )
+        ]
+    return []
+
+
 def check_retention(**kwargs: Any) -> list[checks.CheckMessage]:
     """W001: the project itself says how long runs are kept."""
     age = settings.RETENTION
@@ -144,6 +204,40 @@ def check_retention(**kwargs: Any) -> list[checks.CheckMessage]:
             id="celery_admin_runner.W001",
         )
     ]
+
+
+def check_dispatch(**kwargs: Any) -> list[checks.CheckMessage]:
+    """W002: with DISPATCH "beat" a schedule has the task that sends what is due."""
+    if settings.DISPATCH != "beat" or apps.is_installed("django_celery_beat"):
+        # django-celery-beat has its schedule in the database.
+        return []
+    entries = _entries(getattr(django_settings, "CELERY_BEAT_SCHEDULE", None))
+    if any(entry.get("task") == DISPATCH_TASK for entry in [*entries, *_app_schedule()]):
+        return []
+    return [
+        checks.Warning(
+            f"{SETTING}['DISPATCH'] is 'beat', and no schedule has the task {DISPATCH_TASK!r}.",
+            hint="Let beat send it every few seconds, else scheduled runs never start.",
+            id="celery_admin_runner.W002",
+        )
+    ]
+
+
+def _app_schedule() -> list[Mapping[str, Any]]:
+    """Return the entries in the schedule of the app that APP names; () if it can't be read."""
+    if not isinstance(settings.APP, str):
+        return []
+    try:
+        app = import_string(settings.APP.replace(":", "."))
+    except ImportError:
+        return []
+    return _entries(app.conf.beat_schedule) if isinstance(app, Celery) else []
+
+
+def _entries(schedule: Any) -> list[Mapping[str, Any]]:
+    """Return the entries of a schedule, as far as it is one: Celery tells of the rest."""
+    entries = schedule.values() if isinstance(schedule, Mapping) else ()
+    return [entry for entry in entries if isinstance(entry, Mapping)]
 
 
 def _rule_problems(rule: Any) -> Iterator[tuple[str, str]]:
@@ -166,6 +260,17 @@ def _rule_problems(rule: Any) -> Iterator[tuple[str, str]]:
             )
 
 
+def _threshold_problems(name: Any, threshold: Any) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with one threshold of STALE_AFTER, and how to mend it."""
+    known = sorted(state.value for state in STALE_AFTER)
+    if name in FINISHED:
+        yield "is for a state of runs that have ended", f"Name one of {', '.join(known)}."
+    elif name not in UNFINISHED:
+        yield "is for an unknown state", _names_hint(name, known)
+    elif isinstance(threshold, timedelta) and _is_negative(threshold):
+        yield f"is {threshold!r}, and should not be negative", "None means never."
+
+
 def _names_hint(name: Any, known: list[str]) -> str:
     """Return the name that was likely meant, else all of them."""
     close = get_close_matches(str(name).upper(), [text.upper() for text in known], n=1)
@@ -183,7 +288,9 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _type_text(hint: Any) -> str:
-    """Return a type as it is written in code."""
+    """Return a type as it is written in code; of a Literal, its values."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
     text = hint.__name__ if isinstance(hint, type) else str(hint)
     for package in ("collections.abc.", "typing.", "datetime."):
         text = text.replace(package, "")

@@ -8,7 +8,9 @@ from django.core.checks import run_checks
 
 from celery_admin_runner import checks
 from celery_admin_runner.conf import setting_types
-from celery_admin_runner.registry import Rule
+from celery_admin_runner.registry import DISPATCH_TASK, Rule
+from celery_admin_runner.states import State
+from tests.celery_app import app
 
 #: Django 6.1 asks the database in checks of its own.
 pytestmark = pytest.mark.django_db
@@ -179,3 +181,107 @@ def test_a_retention_that_nobody_chose_is_a_warning(settings):
             "days. Set it to the timedelta that your audits need, or to None: kept for ever.",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "words"),
+    [
+        ("STARTET", timedelta(1), "Did you mean 'STARTED'?"),
+        ("SUCCESS", timedelta(1), "have ended"),
+        ("STARTED", timedelta(-1), "should not be negative"),
+    ],
+)
+def test_a_threshold_that_means_nothing_is_an_error(settings, name, threshold, words):
+    [(identity, text)] = messages(settings, {**GOOD, "STALE_AFTER": {name: threshold}})
+
+    assert identity == "E007"
+    assert repr(name) in text
+    assert words in text
+
+
+@pytest.mark.parametrize("value", [{"STARTED": 60}, {"STARTED": "2m"}, [], None])
+def test_thresholds_of_the_wrong_type_are_an_error(settings, value):
+    assert ids(settings, {**GOOD, "STALE_AFTER": value}) == ["E003"]
+
+
+def test_thresholds_may_be_named_by_the_states_themselves(settings):
+    value = {State.STARTED: timedelta(minutes=1), "PENDING": None}
+
+    assert ids(settings, {**GOOD, "STALE_AFTER": value}) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "identity"),
+    [
+        ("TRACK", "shop.*", "E003"),
+        ("TRACK", [1], "E003"),
+        ("FORCE_JSON", 1, "E003"),
+        ("OUTPUT_MAX_BYTES", 1.5, "E003"),
+        ("OUTPUT_MAX_BYTES", -1, "E006"),
+        ("OUTPUT_FLUSH_SECONDS", -0.5, "E006"),
+        ("OUTPUT_FLUSH_SECONDS", "1s", "E003"),
+    ],
+)
+def test_values_that_tracking_and_output_can_not_use_are_errors(settings, key, value, identity):
+    assert ids(settings, {**GOOD, key: value}) == [identity]
+
+
+@pytest.mark.parametrize("seconds", [0, 2, 0.25])
+def test_seconds_may_be_whole_or_not(settings, seconds):
+    assert ids(settings, {**GOOD, "OUTPUT_FLUSH_SECONDS": seconds}) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "identity"),
+    [(0, "E010"), (0.5, "E010"), (float("nan"), "E010"), (1e9, "E010"), ("60", "E003")],
+)
+def test_a_lease_of_no_sensible_length_is_an_error(settings, seconds, identity):
+    assert ids(settings, {**GOOD, "BEAT_LEASE_SECONDS": seconds}) == [identity]
+    assert ids(settings, {**GOOD, "BEAT_LEASE_SECONDS": 1.5}) == []
+
+
+@pytest.mark.parametrize("name", sorted(checks.OWN_BACKENDS))
+def test_our_result_backend_needs_the_tables_of_django_celery_results(settings, name):
+    settings.CELERY_RESULT_BACKEND = name
+    assert ids(settings, GOOD) == []
+
+    settings.INSTALLED_APPS = [
+        app for app in settings.INSTALLED_APPS if app != "django_celery_results"
+    ]
+
+    [(identity, text)] = messages(settings, GOOD)
+    assert identity == "E008"
+    assert "INSTALLED_APPS" in text
+
+
+@pytest.fixture
+def no_beat_extra(monkeypatch):
+    """Hide django-celery-beat, whose schedule is in the database."""
+    monkeypatch.setattr(
+        checks.apps,
+        "is_installed",
+        lambda name, known=checks.apps.is_installed: name != "django_celery_beat" and known(name),
+    )
+
+
+def test_dispatch_by_beat_needs_an_entry_in_a_schedule(no_beat_extra, settings, monkeypatch):
+    by_beat = {**GOOD, "APP": "tests.celery_app:app", "DISPATCH": "beat"}
+    assert ids(settings, by_beat) == ["W002"]
+
+    entry = {"task": DISPATCH_TASK, "schedule": 5}
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "CELERY_BEAT_SCHEDULE", {"dispatch": entry}, raising=False)
+        assert ids(settings, by_beat) == []
+    # What is no schedule is for Celery to complain of.
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "CELERY_BEAT_SCHEDULE", ["no", "schedule"], raising=False)
+        assert ids(settings, by_beat) == ["W002"]
+    monkeypatch.setitem(app.conf, "beat_schedule", {"dispatch": entry})
+    assert ids(settings, by_beat) == []
+
+
+def test_dispatch_names_one_of_three(settings):
+    [(identity, text)] = messages(settings, {**GOOD, "DISPATCH": "cron"})
+
+    assert identity == "E003"
+    assert "'worker' or 'beat' or 'command'" in text
