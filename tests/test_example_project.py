@@ -30,6 +30,7 @@ STOP_SECONDS = 30
 FOREIGN = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 
 JOURNAL = "celery_admin_runner_taskrunrecord"
+OUTPUT = "celery_admin_runner_taskrunoutput"
 #: Arguments for the shop's tasks, as JSON.
 CALLS: dict[str, list[object]] = {
     "add_vat": ["10.50", 10],
@@ -50,6 +51,7 @@ CALLS: dict[str, list[object]] = {
     "restock_products": [[1, 2], 5, ["graz", "linz"]],
     "rotate_api_key": ["bank", "a new secret key"],
     "send_newsletter": [{"subject": "Tea", "body": "New!", "reply_to": "a@example.com"}, 3],
+    "sync_all_warehouses": [True],
     "sync_stock": ["graz", "2026-01-02", True],
 }
 
@@ -102,6 +104,12 @@ class Demo:
         with self._opener.open(request, timeout=20) as response:
             assert response.status == 201
             return dict(json.load(response))
+
+    def press(self, button: str, **form: str) -> None:
+        """Press a button of a page of the journal."""
+        data = urllib.parse.urlencode({**form, **self._token("form")}).encode()
+        address = f"{self.url}celery_admin_runner/taskrunrecord/{button}"
+        self._opener.open(address, data, timeout=20).close()
 
     def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         """Ask the demo's database."""
@@ -219,17 +227,6 @@ def test_the_demo_runs_each_task_on_a_real_worker_and_stops_when_asked(folder: P
         assert demo.processes() == []
 
 
-def test_an_operator_may_not_run_what_asks_for_more(folder: Path) -> None:
-    with running_demo(folder) as demo:
-        demo.log_in("operator")
-
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            demo.run("shop.tasks.rotate_api_key", args=["bank", "a new secret key"])
-
-        refused.value.close()
-        assert refused.value.code == 403
-
-
 def test_a_dead_worker_is_reported_with_the_end_of_its_log(folder: Path) -> None:
     with running_demo(folder) as demo:
         workers = [pid for pid in demo.processes() if b"worker" in command_of(pid)]
@@ -255,6 +252,86 @@ def test_the_past_is_written_only_once(folder: Path) -> None:
     assert code == 0
     assert before == after
     assert before > [(100,)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A demo in which the operator is logged in, for the tests from here on."""
+    with running_demo(tmp_path_factory.mktemp("shared")) as demo:
+        demo.log_in("operator")
+        yield demo
+
+
+def test_an_operator_may_not_run_what_asks_for_more(demo: Demo) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        demo.run("shop.tasks.rotate_api_key", args=["bank", "a new secret key"])
+
+    refused.value.close()
+    assert refused.value.code == 403
+
+
+def test_a_run_tells_how_far_it_is_and_can_be_cancelled_and_run_again(demo: Demo) -> None:
+    run = demo.run("shop.tasks.rebuild_search_index", args=[500, 0.05])
+    [(key,)] = demo.rows(f"SELECT id FROM {JOURNAL} WHERE task_id = ?", run["task_id"])
+
+    def now(column: str) -> object:
+        [(value,)] = demo.rows(f"SELECT {column} FROM {JOURNAL} WHERE id = ?", key)
+        return value
+
+    wait_until(lambda: now("progress_current"), why="It tells of no progress")
+    wait_until(lambda: output_of(demo, key), why="It shows no output")
+    demo.press(f"{key}/cancel/", how="")
+    wait_until(lambda: now("state") == "REVOKED", why="It does not stop")
+    demo.press(f"{key}/run-again/")
+
+    again = demo.rows(f"SELECT id FROM {JOURNAL} WHERE retry_of_id = ?", key)
+    assert now("progress_total") == 500
+    assert "cancelled while it ran" in str(now("exception"))
+    assert "Step 1 of 500: " in output_of(demo, key)
+    assert len(again) == 1
+
+
+def test_the_past_has_runs_of_every_kind(demo: Demo) -> None:
+    past = "worker = 'worker@shop'"
+    states = {state for (state,) in demo.rows(f"SELECT state FROM {JOURNAL} WHERE {past}")}
+
+    [(again, children)] = demo.rows(
+        f"SELECT count(retry_of_id), sum(parent_id <> '') FROM {JOURNAL} WHERE {past}"
+    )
+    [(told,)] = demo.rows(f"SELECT count(*) FROM {OUTPUT}")
+
+    assert states == {"SUCCESS", "FAILURE", "REVOKED", "LOST"}
+    assert (again, children) == (1, 3)
+    assert told > 100
+
+
+def test_a_run_is_scheduled_for_the_night_and_another_waits_for_it(demo: Demo) -> None:
+    night = "label LIKE '%night%' AND run_by_name = 'operator'"
+
+    rows = demo.rows(f"SELECT state, due_at IS NULL FROM {JOURNAL} WHERE {night} ORDER BY id")
+    [(links,)] = demo.rows(f"SELECT count(*) FROM {JOURNAL}_depends_on")
+
+    assert rows == [("SCHEDULED", 0), ("WAITING", 1)]
+    assert links == 1
+
+
+def test_what_a_task_starts_is_in_the_journal_with_who_asked_for_it(demo: Demo) -> None:
+    run = demo.run("shop.tasks.sync_all_warehouses")
+    query = f"SELECT state, source, run_by_name, result FROM {JOURNAL} WHERE parent_id = ?"
+
+    def children() -> list[tuple[object, ...]]:
+        return [row for row in demo.rows(query, run["task_id"]) if row[0] == "SUCCESS"]
+
+    wait_until(lambda: len(children()) == 3, why="The children do not end")
+
+    assert {row[:3] for row in children()} == {("SUCCESS", "code", "operator")}
+    assert all("taken over" in str(row[3]) for row in children())
+
+
+def output_of(demo: Demo, key: object) -> str:
+    """Return what the run with this primary key has printed and logged so far."""
+    rows = demo.rows(f"SELECT text FROM {OUTPUT} WHERE run_id = ? ORDER BY seq", key)
+    return "".join(str(text) for (text,) in rows)
 
 
 def command_of(pid: int) -> list[bytes]:

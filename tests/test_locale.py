@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from gettext import GNUTranslations
 from pathlib import Path
 from string import Formatter
@@ -13,8 +14,12 @@ import pytest
 from django.apps import apps
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.translation.template import templatize
 
+from celery_admin_runner import dispatch, tracking
+from celery_admin_runner.dependencies import SKIPPED
+from celery_admin_runner.models import NOT_CONFIRMED, TaskRunRecord
 from celery_admin_runner.states import State
 from tests.factories import make_run, make_superuser
 
@@ -248,3 +253,124 @@ def test_the_export_page_is_german(german_client: Client) -> None:
 
     assert "Exportiert werden alle Läufe, die Sie sehen dürfen." in html
     assert "Spalten" in html
+
+
+def scheduled() -> TaskRunRecord:
+    later = timezone.now() + timedelta(hours=3, minutes=1, seconds=30)
+    return make_run(state=State.SCHEDULED, eta=later, due_at=later)
+
+
+def choose(client: Client, action: str, *runs: TaskRunRecord) -> str:
+    """Choose an action of the journal, and return the page that asks."""
+    data = {"action": action, "_selected_action": [run.pk for run in runs]}
+    address = reverse("admin:celery_admin_runner_taskrunrecord_changelist")
+    return client.post(address, data, follow=True).text
+
+
+@pytest.mark.django_db
+def test_a_scheduled_run_says_in_german_when_it_starts(german_client: Client) -> None:
+    html = page(german_client, "taskrunrecord_change", scheduled().pk)
+
+    assert "Frühester Start: " in html
+    assert ", in 3 h 1 min." in html
+    assert ">Sofort ausführen</button>" in html
+    assert ">Verschieben</a>" in html
+
+
+@pytest.mark.django_db
+def test_a_run_is_moved_in_german(german_client: Client) -> None:
+    run = scheduled()
+    address = reverse("admin:celery_admin_runner_taskrunrecord_move", args=[run.pk])
+
+    shown = german_client.get(address).text
+    refused = german_client.post(address, {"eta_0": "01.07.2020", "eta_1": "12:00"}).text
+
+    assert "In der Zeitzone " in shown
+    assert ">Lauf verschieben</button>" in shown
+    assert "Zum sofortigen Start wählen Sie „Sofort ausführen“." in refused
+
+
+@pytest.mark.django_db
+def test_several_runs_are_moved_and_run_now_in_german(german_client: Client) -> None:
+    runs = scheduled(), scheduled(), make_run(state=State.WAITING), make_run(state=State.LOST)
+
+    moved = choose(german_client, "move_selected", *runs)
+    sent = choose(german_client, "run_selected_now", *runs)
+
+    assert "Diese 3 Läufe werden verschoben" in moved
+    assert "Dieser Lauf bleibt, wie er ist" in moved
+    assert "Dieser Lauf ist beendet: „Verloren“." in moved
+    assert ">Diese 3 verschieben</button>" in moved
+    assert "Diese 2 Läufe werden sofort gesendet" in sent
+    assert "Er wartet auf andere Läufe: Er startet, wenn alle erfolgreich waren." in sent
+    assert ">Ja, diese 2 sofort ausführen</button>" in sent
+
+
+@pytest.mark.django_db
+def test_what_waits_and_what_it_waits_for_is_said_in_german(german_client: Client) -> None:
+    run, other = make_run(state=State.WAITING), make_run(state=State.STARTED)
+    run.depends_on.add(other)
+
+    waiting = page(german_client, "taskrunrecord_change", run.pk)
+    awaited = page(german_client, "taskrunrecord_change", other.pk)
+
+    assert "Wartet auf:" in waiting
+    assert "Er startet, wenn alle Läufe erfolgreich waren, auf die er wartet." in waiting
+    assert "Vollständige Ausgabe, zuerst die der Läufe, auf die er gewartet hat" in waiting
+    assert "Darauf warten:" in awaited
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("state", "kept", "shown"),
+    [
+        (State.IGNORED, SKIPPED[State.LOST], "endete mit dem Status „Verloren“."),
+        (State.REVOKED, dispatch.CANCELLED, "Vor dem Senden abgebrochen."),
+        (State.REVOKED, tracking.TERMINATED, "Während der Ausführung gewaltsam beendet."),
+        (State.EXPIRED, dispatch.EXPIRED, "Vor dem Senden abgelaufen."),
+    ],
+)
+def test_why_a_run_was_not_begun_is_said_in_german(
+    german_client: Client, state: State, kept: str, shown: str
+) -> None:
+    run = make_run(state=state, exception=kept)
+
+    html = page(german_client, "taskrunrecord_change", run.pk)
+
+    assert shown in html
+    assert kept not in html
+
+
+@pytest.mark.django_db
+def test_the_page_that_asks_before_a_run_is_sent_again_is_german(german_client: Client) -> None:
+    run = make_run(state=State.UNSENT, args=[1], publish_error=f"{NOT_CONFIRMED}TimeoutError")
+    address = reverse("admin:celery_admin_runner_taskrunrecord_send_again", args=[run.pk])
+
+    html = german_client.post(address).text
+
+    for text in (
+        "Der Broker hat nicht bestätigt, dass er diesen Lauf angenommen hat",
+        "Wenn Sie ihn erneut senden, läuft er vielleicht zweimal.",
+        "Das wird gesendet",
+        "Ja, erneut senden",
+    ):
+        assert text in html
+
+
+@pytest.mark.django_db
+def test_the_journal_of_what_is_due_is_german(german_client: Client) -> None:
+    scheduled()
+    address = reverse("admin:celery_admin_runner_taskrunrecord_changelist")
+
+    html = german_client.get(address, {"due": "day"}).text
+
+    for text in (
+        "Nach frühestem Start",
+        "Fällig und noch nicht gesendet",
+        "Innerhalb von 24 Stunden",
+        "Frühester Start",
+        "Geplant, vielleicht schon gesendet",
+        "Ausgewählte geplante Läufe verschieben",
+        "Ausgewählte geplante Läufe sofort ausführen",
+    ):
+        assert text in html

@@ -50,6 +50,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "import_export",
+    # Keeps what groups and chords need; the runs themselves are in the journal.
     "django_celery_results",
     "celery_admin_runner",
     "shop",
@@ -102,11 +103,15 @@ if CELERY_BROKER_URL == "filesystem://":
         "control_folder": str(VAR / "control"),
     }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_RESULT_BACKEND = "django-db"
-CELERY_RESULT_EXTENDED = True
+# Results are kept in the journal.
+CELERY_RESULT_BACKEND = "celery-admin-runner"
 CELERY_TASK_DEFAULT_QUEUE = "shop"
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_TIMEZONE = TIME_ZONE
+# What a beat sends, if one is started; the demo itself starts none.
+CELERY_BEAT_SCHEDULE = {
+    "Count the orders": {"task": "shop.tasks.count_orders_by_weekday", "schedule": 60.0},
+}
 
 # What this package is told. Every key is explained in README.rst.
 CELERY_ADMIN_RUNNER = {
@@ -118,5 +123,7 @@ CELERY_ADMIN_RUNNER = {
         "shop.tasks.rotate_api_key": {"groups": ["Administrators"]},
         "shop.tasks.*": {},
     },
+    # Runs that code or a beat starts are in the journal too.
+    "TRACK": ["shop.tasks.*"],
     "RETENTION": timedelta(weeks=4),
 }

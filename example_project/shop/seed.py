@@ -27,7 +27,6 @@ GROUPS = {
         f"{RUNNER}.view_celerytask",
         f"{RUNNER}.view_taskrunrecord",
         f"{RUNNER}.export_taskrunrecord",
-        "django_celery_results.view_taskresult",
     ],
 }
 #: The demo's users, each with its group. The password is the name.

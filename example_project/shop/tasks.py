@@ -19,6 +19,7 @@ from django.db.models import Count, F, Sum
 from django.utils import timezone
 from pydantic import AnyUrl, Field, SecretStr
 
+from celery_admin_runner.runs import current_run
 from shop.kinds import Address, Newsletter, Warehouse
 from shop.models import Customer, Order, Product
 
@@ -47,16 +48,26 @@ def rebuild_search_index(
 ) -> dict[str, int]:
     """Rebuild the search index, slowly and step by step.
 
-    Takes ``steps`` times ``seconds_a_step`` seconds, and logs each step.
+    Takes ``steps`` times ``seconds_a_step`` seconds. Prints and logs what it does, tells how
+    far it is, and stops between two steps when it is cancelled.
 
     Args:
         steps: Into how many steps the work is cut.
         seconds_a_step: How long one step takes.
     """
+    run = current_run()  # None if somebody calls this as a plain function.
+    products = list(Product.objects.all())
+    logger.info("%s products in %s steps", len(products), steps)
     for step in range(1, steps + 1):
+        if run:
+            run.raise_if_cancelled()
+        product = products[step % len(products)] if products else "nothing"
+        print(f"Step {step} of {steps}: {product}")
         time.sleep(seconds_a_step)
-        logger.info("Step %s of %s done", step, steps)
-    return {"steps": steps, "products": Product.objects.count()}
+        if run:
+            run.progress(step, steps, f"Last was {product}")
+    logger.warning("The old index is deleted now")
+    return {"steps": steps, "products": len(products)}
 
 
 @shared_task
@@ -73,8 +84,26 @@ def sync_stock(warehouse: Warehouse, since: date | None = None, full: bool = Fal
         Take over everything, whatever has changed.
     """
     day = since or timezone.localdate()
+    name = Warehouse(warehouse).name.title()
     extent = "everything" if full else f"changes since {day}"
-    return f"{Warehouse(warehouse).name.title()}: {extent} taken over"
+    print(f"Asking {name} for {extent}")
+    return f"{name}: {extent} taken over"
+
+
+@shared_task
+def sync_all_warehouses(full: bool = False) -> int:
+    """Start a run of ``sync_stock`` for each warehouse.
+
+    The runs that it starts are in the journal too: each says which run started it, and who
+    asked for that.
+
+    Args:
+        full: Take over everything, whatever has changed.
+    """
+    for warehouse in Warehouse:
+        run = sync_stock.delay(warehouse.value, full=full)
+        print(f"{warehouse.name.title()}: run {run.id}")
+    return len(Warehouse)
 
 
 @shared_task(bind=True, autoretry_for=(ConnectionError,), max_retries=3, default_retry_delay=2)

@@ -20,7 +20,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from config.celery import app
-from shop import past, seed
+from shop import coming, past, seed
 from shop.processes import Child, stop_all
 
 HOST = "127.0.0.1"
@@ -62,7 +62,8 @@ class Command(BaseCommand):
         now = timezone.now()
         seed.make_users()
         seed.fill_shop(now)
-        past.make_past_runs(now)
+        if past.make_past_runs(now):
+            coming.make_coming_runs(now)
 
     @contextlib.contextmanager
     def _running(self, port: int) -> Iterator[tuple[Child, Child]]:
