@@ -6,142 +6,213 @@ attempt n. So a report also names its attempt, and an older one changes nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from kombu.utils.encoding import safe_repr
-
-from celery_admin_runner.conf import settings
-from celery_admin_runner.encoding import storable_text, to_plain
-from celery_admin_runner.exceptions import NotEncodable
-from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.redaction import masked, scrubbed
+from celery_admin_runner.recording import journal
+from celery_admin_runner.statements import IfUnset, move
 from celery_admin_runner.states import REPORTABLE, State
 
 #: Longest exception text and traceback that is kept, in characters; of a
 #: traceback its end, where the error stands.
 EXCEPTION_MAX_LENGTH = 16 * 1024
 TRACEBACK_MAX_LENGTH = 256 * 1024
-
-
-class _AsText:
-    """Lets kombu's ``safe_repr`` survive a ``__str__`` that raises."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return str(self.value)
+#: Set on a task's request by our result backend when it has recorded the end of the
+#: attempt, or its retry: the receivers of Celery's signals then need not.
+RECORDED = "celery_admin_runner_recorded"
+#: Set on the request of a task that is not tracked, by our result backend, when it has made
+#: its row: the receivers then record what the backend is not told.
+HAS_ROW = "celery_admin_runner_has_row"
+#: What is kept as the exception of a run whose process was ended.
+TERMINATED = "Terminated while it ran."
+REVOKED = "Revoked before it started."
+EXPIRED = "Expired before it started."
+CANCELLED = "Cancelled before it started."
+#: The same, by the reason that a worker gives of a revocation.
+WHY_REVOKED = {"expired": EXPIRED, "terminated": TERMINATED, "revoked": REVOKED}
+#: A run that was asked to stop stays so until it ends.
+_MOVABLE = REPORTABLE - {State.CANCELLING}
 
 
 def record_start(task_id: str, *, attempt: int, worker: str, now: datetime) -> int:
-    """Move a run to STARTED; a message that is delivered again starts it again."""
+    """Move a run to STARTED; a message that is delivered again starts it again.
+
+    A run that was asked to stop is left alone: ``record_start_of_cancelling`` or
+    ``refuse_start`` is for that one.
+    """
     return _report(
         task_id,
         attempt,
         State.STARTED,
-        retries=attempt,
-        started_at=now,
-        heartbeat_at=now,
-        finished_at=None,
-        worker=worker,
+        sources=_MOVABLE,
+        # The end tells the same, and is waited for.
+        must_last=False,
+        **_start_fields(attempt, worker, now),
     )
+
+
+def record_start_of_cancelling(task_id: str, *, attempt: int, worker: str, now: datetime) -> int:
+    """Record that a run started though it was asked to stop: it stays CANCELLING."""
+    return _report(
+        task_id,
+        attempt,
+        State.CANCELLING,
+        sources=[State.CANCELLING],
+        **_start_fields(attempt, worker, now),
+    )
+
+
+def refuse_start(task_id: str, *, now: datetime) -> bool:
+    """Tell whether a run was cancelled and must not start; it is REVOKED then."""
+    run = journal().filter(task_id=task_id)
+    stopped = run.transition(
+        sources=[State.CANCELLING], target=State.REVOKED, finished_at=now, exception=CANCELLED
+    )
+    return bool(stopped) or run.filter(state=State.REVOKED).exists()
 
 
 def record_retry(
-    task_id: str, *, attempt: int, exception: str, traceback: str, now: datetime
+    task_id: str,
+    *,
+    attempt: int,
+    exception: str,
+    traceback: str,
+    now: datetime,
+    eta: datetime | None = None,
+    **fields: Any,
 ) -> int:
-    """Move a run to RETRY, unless its next attempt has begun already."""
-    return (
-        TaskRunRecord.objects.filter(task_id=task_id, retries=attempt)
-        .exclude(state=State.RETRY)
-        .transition(
-            sources=REPORTABLE,
-            target=State.RETRY,
-            exception=_shortened(exception, EXCEPTION_MAX_LENGTH),
-            traceback=traceback[-TRACEBACK_MAX_LENGTH:],
-            heartbeat_at=now,
-            finished_at=None,
-        )
-    )
+    """Move a run to RETRY, unless its next attempt has begun already.
+
+    ``eta`` is when the next attempt is due; None: nobody knows. A run that was asked to
+    stop stays CANCELLING.
+    """
+    if eta is not None:
+        fields["eta"] = eta
+    fields |= {
+        "retries": attempt,
+        "exception": _shortened(exception, EXCEPTION_MAX_LENGTH),
+        "traceback": traceback[-TRACEBACK_MAX_LENGTH:],
+        "heartbeat_at": now,
+        "finished_at": None,
+    }
+    return _report(
+        task_id, attempt, State.RETRY, sources=_MOVABLE - {State.RETRY}, **fields
+    ) or _report(task_id, attempt, State.CANCELLING, sources=[State.CANCELLING], **fields)
 
 
-def record_success(task_id: str, *, attempt: int, result: Any, now: datetime) -> int:
+def record_success(
+    task_id: str, *, attempt: int | None, result: Any, now: datetime, **fields: Any
+) -> int:
     """Move a run to SUCCESS; ``result`` is plain JSON data."""
     return _report(
         task_id,
         attempt,
         State.SUCCESS,
-        retries=attempt,
-        finished_at=now,
-        result=result,
-        exception="",
-        traceback="",
+        **{**fields, "finished_at": now, "result": result, "exception": "", "traceback": ""},
     )
 
 
 def record_failure(
-    task_id: str, *, attempt: int, exception: str, traceback: str, now: datetime
+    task_id: str,
+    *,
+    attempt: int | None,
+    exception: str,
+    traceback: str,
+    now: datetime,
+    **fields: Any,
 ) -> int:
-    """Move a run to FAILURE."""
+    """Move a run to FAILURE; ``attempt`` None: whichever it is in."""
     return _report(
         task_id,
         attempt,
         State.FAILURE,
-        retries=attempt,
-        finished_at=now,
-        exception=_shortened(exception, EXCEPTION_MAX_LENGTH),
-        traceback=traceback[-TRACEBACK_MAX_LENGTH:],
+        **{
+            **fields,
+            "finished_at": now,
+            "exception": _shortened(exception, EXCEPTION_MAX_LENGTH),
+            "traceback": traceback[-TRACEBACK_MAX_LENGTH:],
+        },
     )
 
 
-def record_end(task_id: str, *, attempt: int, state: State, why: str, now: datetime) -> int:
+def record_end(
+    task_id: str, *, attempt: int | None, state: State, why: str, now: datetime, **fields: Any
+) -> int:
     """Move a run to REVOKED, EXPIRED or IGNORED; ``why`` is kept as its exception."""
     return _report(
         task_id,
         attempt,
         state,
-        finished_at=now,
-        exception=_shortened(why, EXCEPTION_MAX_LENGTH),
+        **{**fields, "finished_at": now, "exception": _shortened(why, EXCEPTION_MAX_LENGTH)},
     )
 
 
-def storable_result(result: Any, secrets: Iterable[str] = ()) -> Any:
-    """Return a task's result as plain JSON data that fits a row.
+def record_terminated(task_id: str, *, attempt: int, now: datetime, **fields: Any) -> int:
+    """Move a run to REVOKED that a worker says to have ended by SIGTERM.
 
-    What JSON can't hold becomes ``{"value": str(result), "forced_json": true}``;
-    what is larger than RESULT_MAX_BYTES is cut, and says so:
-    ``{"value": ..., "shortened": true, "bytes": n}``. Keys that REDACT names, and
-    the call's own secrets, are masked.
+    Celery 5.7 says so as soon as it has sent the signal, and the task may go on. A run that
+    was asked to stop stays CANCELLING until its process says so: ``record_stopped``.
     """
-    try:
-        plain = masked(to_plain(result))
-    except NotEncodable:
-        plain = {"value": _text_of(result), "forced_json": True}
-    plain = scrubbed(plain, frozenset(secrets))
-    text = json.dumps(plain, ensure_ascii=False).encode(errors="replace")
-    if len(text) > settings.RESULT_MAX_BYTES:
-        kept = text[: settings.RESULT_MAX_BYTES].decode(errors="ignore")
-        return {"value": kept, "shortened": True, "bytes": len(text)}
-    return plain
+    return record_end(
+        task_id,
+        attempt=attempt,
+        state=State.REVOKED,
+        why=TERMINATED,
+        now=now,
+        **{**fields, "sources": _MOVABLE},
+    )
 
 
-def _text_of(result: Any) -> str:
-    """Return the text of a result that is no JSON, its secret keys masked; never raises."""
-    try:
-        shown = masked(result)
-    except RecursionError:
-        # It holds itself: what may be in it is not shown.
-        shown = f"<{type(result).__name__}>"
-    return storable_text(safe_repr(_AsText(shown)))
+def record_stopped(task_id: str, *, attempt: int, now: datetime, **fields: Any) -> int:
+    """Move a run to REVOKED that was asked to stop, and has left its task without an end."""
+    return record_end(
+        task_id,
+        attempt=attempt,
+        state=State.REVOKED,
+        why=TERMINATED,
+        now=now,
+        **{**fields, "sources": [State.CANCELLING]},
+    )
 
 
-def _report(task_id: str, attempt: int, target: State, **fields: Any) -> int:
+def record_heartbeat(task_id: str, *, now: datetime) -> int:
+    """Record that a run is being worked at; one that has ended is left alone."""
+    running = journal().filter(task_id=task_id).in_state([State.STARTED, State.CANCELLING])
+    return running.update(heartbeat_at=now)
+
+
+def _start_fields(attempt: int, worker: str, now: datetime) -> dict[str, Any]:
+    """Return what the start of an attempt writes: nothing of the one before is left."""
+    return {
+        "retries": attempt,
+        # Whoever published it may not have come to write that down.
+        "published_at": IfUnset(now),
+        "started_at": now,
+        "heartbeat_at": now,
+        "finished_at": None,
+        "worker": worker,
+        "exception": "",
+        "traceback": "",
+        "custom_state": "",
+        "progress_current": 0,
+        "progress_total": None,
+        "progress_message": "",
+    }
+
+
+def _report(
+    task_id: str,
+    attempt: int | None,
+    target: State,
+    *,
+    sources: Iterable[State] = REPORTABLE,
+    **fields: Any,
+) -> int:
     """Move a run that has not ended, and is in no later attempt than ``attempt``."""
-    runs = TaskRunRecord.objects.filter(task_id=task_id, retries__lte=attempt)
-    return runs.transition(sources=REPORTABLE, target=target, **fields)
+    if attempt is not None:
+        fields.setdefault("retries", attempt)
+    return move(task_id, attempt=attempt, sources=list(sources), target=target, **fields)
 
 
 def _shortened(text: str, length: int) -> str:

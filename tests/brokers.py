@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -14,10 +14,12 @@ NO_BROKER = "redis://127.0.0.1:1/0"
 
 
 @contextmanager
-def broker_away(url: str = NO_BROKER) -> Iterator[None]:
-    """Look for the broker at ``url``, where there is none."""
+def broker_away(
+    url: str = NO_BROKER, *, options: Mapping[str, object] | None = None
+) -> Iterator[None]:
+    """Look for the broker at ``url``, where there is none, with these transport options."""
     with pytest.MonkeyPatch.context() as patch:
         # Celery 5.7 reads this variable before its own setting.
         patch.setenv("CELERY_BROKER_URL", url)
-        patch.setitem(app.conf, "broker_transport_options", {})
+        patch.setitem(app.conf, "broker_transport_options", dict(options or {}))
         yield

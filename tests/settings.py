@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import tempfile
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import dj_database_url
+import django
 
 SECRET_KEY = "only for tests"
 USE_TZ = True
@@ -21,11 +23,26 @@ ALLOWED_HOSTS = ["*"]
 STATIC_URL = "/static/"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-#: A folder of this run's own; worker processes are told which by the environment.
-FOLDER = Path(os.environ.setdefault("TEST_FOLDER", tempfile.mkdtemp(prefix="taskruns-")))
+
+def own_name(variable: str, default: str) -> str:
+    """Return the name in this variable of the environment, which worker processes get too.
+
+    Of several test processes side by side (pytest-xdist) each adds its own ending.
+    """
+    name = os.environ.get(variable) or default
+    ending = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not name.endswith(f"-{ending}") and ending:
+        name = f"{name}-{ending}"
+    os.environ[variable] = name
+    return name
+
+
+#: A folder of this run's own.
+FOLDER = Path(own_name("TEST_FOLDER", tempfile.mkdtemp(prefix="taskruns-")))
+FOLDER.mkdir(exist_ok=True)
 
 #: A queue of this run's own, on a broker that others may use too.
-QUEUE = os.environ.setdefault("TEST_QUEUE", f"tests-{os.getpid()}")
+QUEUE = own_name("TEST_QUEUE", f"tests-{os.getpid()}")
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -38,6 +55,8 @@ INSTALLED_APPS = [
     "django_celery_results",
     "celery_admin_runner",
     "tests",
+    # The extra [beat]: after our own app, so that its admin would be the last to register.
+    *(["django_celery_beat"] if find_spec("django_celery_beat") else []),
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -48,6 +67,10 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "tests.middleware.strict_csp",
 ]
+if django.VERSION >= (6,):
+    # Django's own, with the same policy.
+    MIDDLEWARE[-1] = "django.middleware.csp.ContentSecurityPolicyMiddleware"
+    SECURE_CSP = {"default-src": ["'self'"]}
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -73,10 +96,17 @@ if "TEST_DATABASE_NAME" in os.environ:
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # A real file: the worker, a process of its own, opens the same database.
     DATABASES["default"]["TEST"] = {"NAME": str(FOLDER / "test.sqlite3")}
-    DATABASES["default"]["OPTIONS"] = {"timeout": 20, "transaction_mode": "IMMEDIATE"}
+    DATABASES["default"]["OPTIONS"] = {
+        "timeout": float(os.environ.get("TEST_DATABASE_TIMEOUT", "20")),
+        "transaction_mode": "IMMEDIATE",
+    }
 
 CELERY_ADMIN_RUNNER = {
     "APP": "tests.celery_app:app",
     "RETENTION": timedelta(weeks=4),
+    "TRACK": ["tests.tracked.*"],
+    "SCHEDULE_ETA": True,
+    "DISPATCH": os.environ.get("TEST_DISPATCH", "command"),
+    "BEAT_LEASE_SECONDS": float(os.environ.get("TEST_BEAT_LEASE_SECONDS", "60")),
     "PRUNE_ON_STARTUP": "TEST_PRUNE_ON_STARTUP" in os.environ,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,14 +34,28 @@ USERS: dict[str, Callable[[], User | None]] = {
     "export runs": lambda: make_user("export_taskrunrecord"),
     "view and export runs": lambda: make_user("view_taskrunrecord", "export_taskrunrecord"),
     "run and export": lambda: make_user("run_celerytask", "export_taskrunrecord"),
+    "run and cancel": lambda: make_user("run_celerytask", "cancel_taskrunrecord"),
+    "run and retry": lambda: make_user("run_celerytask", "retry_taskrunrecord"),
+    "view and cancel runs": lambda: make_user("view_taskrunrecord", "cancel_taskrunrecord"),
+    "view and retry runs": lambda: make_user("view_taskrunrecord", "retry_taskrunrecord"),
     "superuser": make_superuser,
 }
 EVERYBODY = frozenset(USERS)
-SEE_TASKS = frozenset({"view tasks", "run", "run and export", "superuser"})
-RUN = frozenset({"run", "run and export", "superuser"})
-SEE_RUNS = frozenset({"view runs", "view and export runs", *RUN})
-SEE_OTHERS_RUNS = frozenset({"view runs", "view and export runs", "superuser"})
+RUN = frozenset({"run", "run and export", "run and cancel", "run and retry", "superuser"})
+SEE_TASKS = frozenset({"view tasks", *RUN})
+SEE_OTHERS_RUNS = frozenset(
+    {
+        "view runs",
+        "view and export runs",
+        "view and cancel runs",
+        "view and retry runs",
+        "superuser",
+    }
+)
+SEE_RUNS = SEE_OTHERS_RUNS | RUN
 EXPORT = frozenset({"view and export runs", "run and export", "superuser"})
+CANCEL = frozenset({"view and cancel runs", "run and cancel", "superuser"})
+RETRY = frozenset({"run and retry", "superuser"})
 NOBODY = frozenset[str]()
 
 
@@ -55,7 +70,14 @@ class Case:
     is_json: bool = False
     #: Allowed ones start a run.
     starts: bool = False
+    #: Allowed ones cancel a run.
+    cancels: bool = False
+    #: Allowed ones give a run another earliest start.
+    moves: bool = False
 
+
+#: A moment to come, as the form that moves a run takes it.
+LATER = {"eta_0": "2030-07-01", "eta_1": "12:00"}
 
 CASES = {
     "list of tasks": Case(path="/celerytask/", allowed=SEE_TASKS),
@@ -139,6 +161,105 @@ CASES = {
         allowed=frozenset({"superuser"}),
         starts=True,
     ),
+    "ask whether to cancel one's own run": Case(
+        path="/taskrunrecord/{queued}/cancel/", allowed=CANCEL
+    ),
+    "cancel one's own run": Case(
+        path="/taskrunrecord/{queued}/cancel/", method="post", allowed=CANCEL, cancels=True
+    ),
+    "cancel another's run": Case(
+        path="/taskrunrecord/{unsent}/cancel/",
+        method="post",
+        allowed=CANCEL - {"run and cancel"},
+        cancels=True,
+    ),
+    "action cancel": Case(
+        path="/taskrunrecord/",
+        method="post",
+        data={"action": "cancel_selected", ACTION_CHECKBOX_NAME: "{queued}"},
+        allowed=CANCEL,
+    ),
+    "cancel selected": Case(
+        path="/taskrunrecord/cancel-selected/",
+        method="post",
+        data={ACTION_CHECKBOX_NAME: "{queued}"},
+        allowed=CANCEL,
+        cancels=True,
+    ),
+    "ask whether to run one's own run again": Case(
+        path="/taskrunrecord/{own}/run-again/", allowed=RETRY
+    ),
+    "run one's own run again": Case(
+        path="/taskrunrecord/{own}/run-again/", method="post", allowed=RETRY, starts=True
+    ),
+    "run another's run again": Case(
+        path="/taskrunrecord/{other}/run-again/",
+        method="post",
+        allowed=frozenset({"superuser"}),
+        starts=True,
+    ),
+    "action run again": Case(
+        path="/taskrunrecord/",
+        method="post",
+        data={"action": "run_selected_again", ACTION_CHECKBOX_NAME: "{own}"},
+        allowed=RETRY,
+    ),
+    "run selected again": Case(
+        path="/taskrunrecord/run-again-selected/",
+        method="post",
+        # Shows the page again, for what it shows was not confirmed.
+        data={ACTION_CHECKBOX_NAME: "{own}"},
+        allowed=RETRY,
+    ),
+    "ask when to start one's own run": Case(path="/taskrunrecord/{queued}/move/", allowed=RUN),
+    "move one's own run": Case(
+        path="/taskrunrecord/{queued}/move/",
+        method="post",
+        data=LATER,
+        allowed=RUN,
+        moves=True,
+    ),
+    "move another's run": Case(
+        path="/taskrunrecord/{kept}/move/",
+        method="post",
+        data=LATER,
+        allowed=frozenset({"superuser"}),
+        moves=True,
+    ),
+    "run one's own run now": Case(
+        path="/taskrunrecord/{queued}/run-now/", method="post", allowed=RUN, moves=True
+    ),
+    "action move": Case(
+        path="/taskrunrecord/",
+        method="post",
+        data={"action": "move_selected", ACTION_CHECKBOX_NAME: "{queued}"},
+        allowed=RUN,
+    ),
+    "move selected": Case(
+        path="/taskrunrecord/move-selected/",
+        method="post",
+        data={ACTION_CHECKBOX_NAME: "{queued}", **LATER},
+        allowed=RUN,
+        moves=True,
+    ),
+    "action run now": Case(
+        path="/taskrunrecord/",
+        method="post",
+        data={"action": "run_selected_now", ACTION_CHECKBOX_NAME: "{queued}"},
+        allowed=RUN,
+    ),
+    "run selected now": Case(
+        path="/taskrunrecord/run-selected-now/",
+        method="post",
+        data={ACTION_CHECKBOX_NAME: "{queued}"},
+        allowed=RUN,
+        moves=True,
+    ),
+    "follow the list": Case(path="/taskrunrecord/live/?ids={own}", allowed=SEE_RUNS),
+    "follow another's run": Case(path="/taskrunrecord/{other}/live/", allowed=SEE_OTHERS_RUNS),
+    "output of another's run": Case(
+        path="/taskrunrecord/{other}/output/", allowed=SEE_OTHERS_RUNS
+    ),
 }
 
 
@@ -147,8 +268,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # What starts is sent on commit; the others are quicker without one.
+        pytest.param(name, marks=pytest.mark.django_db(transaction=case.starts))
+        for name, case in CASES.items()
+    ],
+)
 def test_only_who_may_gets_through(kind: str, name: str) -> None:
     case = CASES[name]
     user = USERS[kind]()
@@ -156,9 +283,11 @@ def test_only_who_may_gets_through(kind: str, name: str) -> None:
     if user is not None:
         client.force_login(user)
     runs = {
-        "own": make_run(run_by=user, run_by_name=user.username if user else "").pk,
-        "other": make_run(run_by=make_user()).pk,
+        "own": make_run(run_by=user, run_by_name=user.username if user else "", args=[1]).pk,
+        "other": make_run(run_by=make_user(), args=[1]).pk,
+        "queued": make_run(run_by=user, state=State.SCHEDULED).pk,
         "unsent": make_run(state=State.UNSENT, task_name=TASK, args=[1], run_by=make_user()).pk,
+        "kept": make_run(state=State.SCHEDULED, run_by=make_user()).pk,
     }
 
     response = send(client, case, runs)
@@ -166,8 +295,13 @@ def test_only_who_may_gets_through(kind: str, name: str) -> None:
     assert got_through(case, response) is (kind in case.allowed), response.status_code
     # A worker of another test may have run it already, so it need not be PENDING.
     sent = TaskRunRecord.objects.exclude(state=State.UNSENT)
-    started = sent.exclude(pk__in=[runs["own"], runs["other"]]).count()
+    started = sent.exclude(pk__in=[runs[name] for name in ("own", "other", "queued", "kept")])
+    started = started.exclude(state=State.REVOKED).count()
     assert started == (case.starts and kind in case.allowed)
+    cancelled = TaskRunRecord.objects.filter(state=State.REVOKED).count()
+    assert cancelled == (case.cancels and kind in case.allowed)
+    moved = TaskRunRecord.objects.exclude(due_at=None).count()
+    assert moved == (case.moves and kind in case.allowed)
     assert TaskRunRecord.objects.count() >= len(runs)
 
 
@@ -178,10 +312,11 @@ def test_a_post_without_a_csrf_token_is_refused(name: str) -> None:
     client.force_login(make_superuser())
     run = make_run(state=State.UNSENT, task_name=TASK, args=[1])
 
-    response = send(client, CASES[name], {"own": run.pk, "other": run.pk, "unsent": run.pk})
+    keys = ("own", "other", "unsent", "queued", "kept")
+    response = send(client, CASES[name], dict.fromkeys(keys, run.pk))
 
     assert response.status_code == 403
-    assert not TaskRunRecord.objects.filter(state=State.PENDING).exists()
+    assert [found.state for found in TaskRunRecord.objects.all()] == [State.UNSENT]
 
 
 @pytest.mark.django_db
@@ -206,9 +341,7 @@ def test_every_url_of_ours_is_in_the_matrix() -> None:
 
 def normal(path: str) -> str:
     """Return a path with every name and key in it alike."""
-    for part in ("<path:object_id>", "<path:task_name>", "<name>", "{own}", "{other}", "{unsent}"):
-        path = path.replace(part, "*")
-    return path
+    return re.sub(r"<[^>]+>|\{\w+\}", "*", path)
 
 
 def send(client: Client, case: Case, runs: dict[str, int]):

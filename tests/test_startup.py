@@ -110,6 +110,19 @@ def in_a_process(code, **environment):
     )
 
 
+def test_django_starts_also_where_there_are_no_forks_and_few_signals():
+    code = """
+import asyncio, concurrent.futures, logging, os, random, signal, threading
+del os.register_at_fork, signal.SIGUSR1, signal.SIGKILL, signal.pthread_sigmask
+import django
+django.setup()
+"""
+
+    result = in_a_process(code)
+
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.usefixtures("new_process", "old_run")
 def test_the_first_request_of_a_process_prunes_in_the_background(configure):
     configure(PRUNE_ON_STARTUP=True)
