@@ -18,8 +18,9 @@ class CeleryAdminRunnerConfig(AppConfig):
         from celery_admin_runner import (
             bootsteps,
             checks,
+            contexts,
             encoding,
-            holding,
+            invocations,
             killing,
             late,
             receivers,
@@ -28,11 +29,12 @@ class CeleryAdminRunnerConfig(AppConfig):
         )
 
         encoding.register_types()
+        contexts.register_types()
         checks.register()
         recording.connect()
         late.connect()
         receivers.connect()
         killing.register()
-        holding.connect()
+        invocations.connect()
         startup.connect()
         bootsteps.connect()

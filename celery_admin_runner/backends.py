@@ -33,8 +33,8 @@ from celery_admin_runner.calls import secrets_of
 from celery_admin_runner.conf import settings
 from celery_admin_runner.encoding import to_plain
 from celery_admin_runner.exceptions import NotEncodable
+from celery_admin_runner.headers import marks_run
 from celery_admin_runner.late import report_or_keep
-from celery_admin_runner.messages import marks_run
 from celery_admin_runner.outcomes import REPORTS, Outcome, new_row, store
 from celery_admin_runner.publishing import due
 from celery_admin_runner.recording import database, journal, record, report

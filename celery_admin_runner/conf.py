@@ -55,6 +55,9 @@ class Settings:
     #: Keep a DjangoTask that code sends with ``eta`` or ``countdown`` in the database until it
     #: is due, and not in the memory of the workers.
     SCHEDULE_ETA: bool = False
+    #: After how long a unique task's run no longer keeps others from running, for tasks that
+    #: say nothing themselves (``stale_time_limit``); None: what follows from their limits.
+    UNIQUE_STALE_AFTER: timedelta | None = None
     #: For how many seconds a locked beat (``celery_admin_runner.beat``) holds its lease: after so
     #: many, and one tick, another takes over from one that died. 1 to 86400.
     BEAT_LEASE_SECONDS: float = 60

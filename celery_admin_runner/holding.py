@@ -19,7 +19,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 
-from celery_admin_runner.base import Invocation, intercept
+from celery_admin_runner.base import Invocation
 from celery_admin_runner.calls import as_received, same
 from celery_admin_runner.conf import settings
 from celery_admin_runner.encoding import (
@@ -30,7 +30,7 @@ from celery_admin_runner.encoding import (
     to_plain,
 )
 from celery_admin_runner.exceptions import CeleryAdminRunnerError, NotEncodable
-from celery_admin_runner.messages import (
+from celery_admin_runner.headers import (
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
     ROW_HEADER,
@@ -71,13 +71,12 @@ class NotKeepable(CeleryAdminRunnerError):
     """The delayed call can't be kept as it is; the message says why."""
 
 
-def connect() -> None:
-    """Let delayed calls of DjangoTasks be kept from now on, where SCHEDULE_ETA says so."""
-    intercept(hold)
-
-
-def hold(invocation: Invocation) -> AsyncResult | None:
+def hold(
+    invocation: Invocation, fields: Mapping[str, Any] | None = None
+) -> AsyncResult | None:
     """Keep a delayed call in the database, and return its result; None: the broker gets it.
+
+    ``fields`` are more of its row; raises KeyTaken if another run has its ``active_key``.
 
     That one also gets what the database could not give back just as it was, and what it does
     not take just now; where it may have it all the same, its error is raised. In a transaction
@@ -92,7 +91,7 @@ def hold(invocation: Invocation) -> AsyncResult | None:
         eta = _eta(invocation.options, now)
         if eta <= now or _goes_on_at_once(invocation):
             return None
-        run = _row(invocation, eta, now)
+        run = _row(invocation, eta, now, fields or {})
     except NotKeepable as error:
         logger.info("The broker keeps a delayed call of %s: %s", task.name, error)
         return None
@@ -162,7 +161,9 @@ def _options_of(signature: Any) -> Mapping[str, Any]:
     return signature.get("options") or {} if isinstance(signature, Mapping) else {}
 
 
-def _row(invocation: Invocation, eta: datetime, now: datetime) -> TaskRunRecord:
+def _row(
+    invocation: Invocation, eta: datetime, now: datetime, fields: Mapping[str, Any]
+) -> TaskRunRecord:
     """Return the row of a delayed call, not saved yet; raises NotKeepable."""
     task = invocation.task
     _refuse_strangers(invocation)
@@ -183,7 +184,7 @@ def _row(invocation: Invocation, eta: datetime, now: datetime) -> TaskRunRecord:
         options=options,
         canvas=canvas,
         queue=str(options.get("queue") or get_task_info(task.name).queue)[:255],
-        **origin(headers),
+        **{**origin(headers), **fields},
         **kept_fields(eta, (), now),
         created_at=now,
         eta=eta,

@@ -10,20 +10,14 @@ from typing import Any
 from django.utils import timezone
 
 from celery_admin_runner.encoding import from_plain
+from celery_admin_runner.headers import (
+    MASKED_ARGS_HEADER,
+    MASKED_KWARGS_HEADER,
+    PERIODIC_HEADER,
+    ROW_HEADER,
+    RUN_HEADER,
+)
 from celery_admin_runner.models import TaskRunRecord
-
-#: The message header that marks a run of ours; its value is the task id, so that
-#: a copy of the headers on another message marks nothing.
-RUN_HEADER = "celery_admin_runner_run"
-#: The message header with what a worker must know of the run's row without asking for it:
-#: ``[primary key, user's primary key as text or "", user's name]``.
-ROW_HEADER = "celery_admin_runner_row"
-#: The message headers with the masked texts of a call that holds a secret.
-MASKED_ARGS_HEADER = "celery_admin_runner_args"
-MASKED_KWARGS_HEADER = "celery_admin_runner_kwargs"
-#: By this header django-celery-beat 2.9 tells which entry of its schedule it sends; so do we
-#: for a run of a periodic task that was started by hand.
-PERIODIC_HEADER = "periodic_task_name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +34,6 @@ def row_header(run: TaskRunRecord) -> list[Any]:
     """Return the value of ROW_HEADER for a run."""
     run_by = "" if run.run_by_id is None else str(run.run_by_id)
     return [run.pk, run_by, run.run_by_name]
-
-
-def marks_run(headers: Mapping[str, Any] | None, task_id: str) -> bool:
-    """Tell whether these message headers mark the run ``task_id`` as ours."""
-    return bool(headers) and headers.get(RUN_HEADER) == task_id  # type: ignore[union-attr]
 
 
 def row_of(headers: Mapping[str, Any] | None) -> Row | None:

@@ -12,7 +12,7 @@ from celery.app.task import Context
 
 from celery_admin_runner import tracking
 from celery_admin_runner.encoding import storable_text
-from celery_admin_runner.messages import PERIODIC_HEADER
+from celery_admin_runner.headers import PERIODIC_HEADER
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
 from celery_admin_runner.recording import journal
 from celery_admin_runner.states import UNFINISHED, State

@@ -12,7 +12,7 @@ from kombu.utils.json import loads
 
 from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.exceptions import InvalidArguments
-from celery_admin_runner.messages import PERIODIC_HEADER
+from celery_admin_runner.headers import PERIODIC_HEADER
 from celery_admin_runner.options import moment_of
 
 #: The fields that go as they are, if they are given.

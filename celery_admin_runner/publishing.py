@@ -20,23 +20,25 @@ from uuid import uuid4
 from celery import current_app
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
+from django.apps import apps
 from django.conf import settings as django_settings
+from django.contrib.contenttypes.models import ContentType
 from django.db import DatabaseError, IntegrityError, connections, router, transaction
 from django.utils import timezone
 
 from celery_admin_runner.conf import settings
+from celery_admin_runner.contexts import PlainContext
 from celery_admin_runner.encoding import FORCED, storable_text, to_plain
 from celery_admin_runner.exceptions import NotEncodable
-from celery_admin_runner.messages import (
+from celery_admin_runner.headers import (
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
     PERIODIC_HEADER,
     ROW_HEADER,
     RUN_HEADER,
     marks_run,
-    row_header,
-    row_of,
 )
+from celery_admin_runner.messages import row_header, row_of
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
 from celery_admin_runner.options import is_far
 from celery_admin_runner.recording import database, journal, report
@@ -198,6 +200,26 @@ def origin(headers: Mapping[str, Any]) -> dict[str, Any]:
         "parent_id": parent_id,
         "root_id": root_id if parent_id or root_id != headers["id"] else "",
     }
+
+
+def context_fields(context: PlainContext) -> dict[str, Any]:
+    """Return the fields of a new run that tell who asked for it, about what and why.
+
+    A model that this site does not have is left out.
+    """
+    fields: dict[str, Any] = {
+        "label": storable_text(context.label)[:255],
+        "reason": storable_text(context.reason),
+    }
+    if context.user_pk:
+        fields["run_by_id"] = context.user_pk
+        fields["run_by_name"] = storable_text(context.user_name)[:NAME_MAX_LENGTH]
+    if context.model:
+        model = apps.get_model(context.model)
+        kinds = ContentType.objects.db_manager(str(router.db_for_write(TaskRunRecord)))
+        fields["content_type_id"] = kinds.get_for_model(model).pk
+        fields["object_id"] = context.object_id
+    return fields
 
 
 def _row(

@@ -24,12 +24,8 @@ from celery_admin_runner.base import REFUSED, DjangoTask
 from celery_admin_runner.calls import secrets_of
 from celery_admin_runner.encoding import text_of
 from celery_admin_runner.exceptions import RunCancelled
+from celery_admin_runner.headers import MASKED_ARGS_HEADER, MASKED_KWARGS_HEADER, marks_run
 from celery_admin_runner.late import report_or_keep
-from celery_admin_runner.messages import (
-    MASKED_ARGS_HEADER,
-    MASKED_KWARGS_HEADER,
-    marks_run,
-)
 from celery_admin_runner.recording import report
 from celery_admin_runner.results import exception_text, storable_result, task_text
 from celery_admin_runner.states import State

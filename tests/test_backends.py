@@ -17,7 +17,7 @@ from django.utils import timezone
 from django_celery_results.models import GroupResult as StoredGroup
 
 from celery_admin_runner import backends, late, recording
-from celery_admin_runner.messages import RUN_HEADER
+from celery_admin_runner.headers import RUN_HEADER
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
 from tests.backend_tasks import (

@@ -22,8 +22,8 @@ from celery_admin_runner import base, holding
 from celery_admin_runner.base import DjangoTask, intercept
 from celery_admin_runner.conf import Settings
 from celery_admin_runner.dispatcher import Dispatcher
+from celery_admin_runner.headers import RUN_HEADER
 from celery_admin_runner.holding import hold
-from celery_admin_runner.messages import RUN_HEADER
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.redaction import MASK
 from celery_admin_runner.states import State

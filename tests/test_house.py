@@ -29,16 +29,18 @@ README = Path(__file__).parent.parent / "README.rst"
 #: Modules and sub-packages from the bottom up. Each imports only from lower lines, or from
 #: its own sub-package.
 LAYERS = (
-    {"conf", "states", "exceptions", "signals", "durations", "base", "attempts"},
+    {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
+    {"contexts"},
+    {"base"},
     {"annotations", "ansi", "capture", "encoding", "pulse", "redaction", "registry", "querysets"},
     {"parameters", "models"},
     {"binding", "model_keys", "wire", "messages", "recording", "retention", "export", "broker"},
     {"calls", "archive", "late", "startup", "results", "dispatch", "statements", "options"}
     | {"rights", "scheduling", "dependencies", "leases"},
-    {"tracking", "control", "output", "progress", "storing", "leadership"},
+    {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
-    {"forms", "receivers", "backends", "dispatcher"},
+    {"forms", "receivers", "backends", "dispatcher", "invocations"},
     {"admin", "management", "checks", "tasks", "bootsteps"},
     {"apps"},
 )

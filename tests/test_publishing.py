@@ -18,7 +18,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from celery_admin_runner import publishing
-from celery_admin_runner.messages import ROW_HEADER, RUN_HEADER
+from celery_admin_runner.headers import ROW_HEADER, RUN_HEADER
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.redaction import MASK
 from celery_admin_runner.runner import TaskRunner

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from celery_admin_runner.messages import RUN_HEADER
+from celery_admin_runner.headers import RUN_HEADER
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.redaction import MASK
 from celery_admin_runner.runner import TaskRunner

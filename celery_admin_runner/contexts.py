@@ -1,0 +1,94 @@
+"""Who asks for a run, about what and why: given with a call, and sent with its message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.utils.json import register_type
+
+from celery_admin_runner.headers import CONTEXT_HEADER
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """Who asks for a run, about what and why; a call with a context has a row in the journal."""
+
+    #: A saved user; None: nobody in particular, or whoever started the task that calls.
+    user: Any = None
+    #: A saved model instance.
+    obj: Any = None
+    label: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainContext:
+    """A RunContext as it travels; "" for what is not given."""
+
+    user_pk: str = ""
+    user_name: str = ""
+    #: The object's model, as ``"app_label.modelname"``.
+    model: str = ""
+    object_id: str = ""
+    label: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, context: RunContext | PlainContext) -> PlainContext:
+        """Return what travels; raises ValueError for a user or an object that is not saved."""
+        if isinstance(context, PlainContext):
+            return context
+        user, obj = context.user, context.obj
+        for instance in (user, obj):
+            if instance is not None and instance.pk is None:
+                raise ValueError(f"{instance!r} is not saved: a run can't be about it.")
+        return cls(
+            user_pk="" if user is None else str(user.pk),
+            user_name="" if user is None else user.get_username(),
+            model="" if obj is None else obj._meta.concrete_model._meta.label_lower,
+            object_id="" if obj is None else str(obj.pk),
+            label=str(context.label),
+            reason=str(context.reason),
+        )
+
+    @property
+    def values(self) -> list[str]:
+        """The fields in their order, for a message."""
+        return [
+            *(self.user_pk, self.user_name, self.model, self.object_id, self.label, self.reason)
+        ]
+
+    @classmethod
+    def from_values(cls, values: list[str]) -> PlainContext:
+        """Return the context that has these ``values``."""
+        user_pk, user_name, model, object_id, label, reason = values
+        return cls(
+            user_pk=user_pk,
+            user_name=user_name,
+            model=model,
+            object_id=object_id,
+            label=label,
+            reason=reason,
+        )
+
+
+def context_of(headers: Mapping[str, Any] | None) -> PlainContext | None:
+    """Return the context in the headers of a message; None if it has none."""
+    values = (headers or {}).get(CONTEXT_HEADER)
+    return PlainContext.from_values(values) if isinstance(values, list) else None
+
+
+def register_types() -> None:
+    """Teach kombu's JSON the context of a call that is itself sent: a later link of a chain."""
+    for kind in (RunContext, PlainContext):
+        register_type(kind, f"celery_admin_runner.{kind.__name__}", _values, _context)
+
+
+def _values(context: RunContext | PlainContext) -> list[str]:
+    return PlainContext.of(context).values
+
+
+def _context(values: list[str]) -> PlainContext:
+    return PlainContext.from_values(values)
