@@ -26,11 +26,13 @@ class CeleryAdminRunnerConfig(AppConfig):
             receivers,
             recording,
             startup,
+            task_checks,
         )
 
         encoding.register_types()
         contexts.register_types()
         checks.register()
+        task_checks.register()
         recording.connect()
         late.connect()
         receivers.connect()

@@ -58,6 +58,9 @@ class Settings:
     #: After how long a unique task's run no longer keeps others from running, for tasks that
     #: say nothing themselves (``stale_time_limit``); None: what follows from their limits.
     UNIQUE_STALE_AFTER: timedelta | None = None
+    #: Dotted path of a callable that looks at each registered task when Django checks itself:
+    #: it returns or yields texts or Django's check messages about the task, or nothing.
+    TASK_CHECKER: str | None = None
     #: For how many seconds a locked beat (``celery_admin_runner.beat``) holds its lease: after so
     #: many, and one tick, another takes over from one that died. 1 to 86400.
     BEAT_LEASE_SECONDS: float = 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -69,26 +70,49 @@ class TaskInfo:
         return self.name.partition(".")[0]
 
 
+#: Whether tasks are being imported here and now.
+_is_importing: ContextVar[bool] = ContextVar("celery_admin_runner_is_importing", default=False)
+
+
 def celery_app() -> Celery:
     """Return the Celery app whose tasks we run, with all its tasks imported.
 
     Raises ImportError if the APP setting can't be imported.
     """
+    return with_tasks(named_app())
+
+
+def named_app() -> Celery:
+    """Return the Celery app whose tasks we run, as it is; raises ImportError."""
     if settings.APP is None:
-        return with_tasks(current_app._get_current_object())
-    return with_tasks(import_string(settings.APP.replace(":", ".")))
+        return current_app._get_current_object()
+    return import_string(settings.APP.replace(":", "."))
 
 
 def with_tasks(app: Celery) -> Celery:
-    """Return an app with all its tasks imported."""
-    _import_tasks(app)
+    """Return an app with all its tasks imported.
+
+    Who asks again while they are imported gets it with the tasks that it has by then: Celery
+    5.7 has Django check itself first, and a check, or a module of tasks, may ask for a task.
+    """
+    if not _is_importing.get():
+        _import_tasks(app)
     return app
 
 
 @cache
 def _import_tasks(app: Celery) -> None:
     """Import the app's task modules, once: each time Celery would run the system checks again."""
-    app.loader.import_default_modules()
+    token = _is_importing.set(True)
+    try:
+        app.loader.import_default_modules()
+    finally:
+        _is_importing.reset(token)
+
+
+def is_importing() -> bool:
+    """Tell whether ``with_tasks`` is at work here: then some tasks may be missing."""
+    return _is_importing.get()
 
 
 def is_internal(task_name: str) -> bool:

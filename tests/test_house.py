@@ -41,7 +41,7 @@ LAYERS = (
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
     {"forms", "receivers", "backends", "dispatcher", "invocations"},
-    {"admin", "management", "checks", "tasks", "bootsteps"},
+    {"admin", "management", "checks", "task_checks", "tasks", "bootsteps"},
     {"apps"},
 )
 #: Written by makemigrations; Django alone imports them.

@@ -1,0 +1,184 @@
+"""System checks of the registered tasks: these import the tasks, and so run their modules.
+
+They run where Django runs all its checks: with ``manage.py check``, ``runserver``, ``migrate``
+and most commands. What can't be imported is a warning, so that ``migrate`` works all the same.
+Celery 5.5 to 5.7 has Django check itself in each worker too, before that imports its tasks, and
+throws the answer away: then the tasks are imported here, a moment earlier than there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from traceback import extract_tb
+from typing import Any
+
+from celery import Celery
+from celery.app.task import Task
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import Promise
+from django.utils.module_loading import import_string
+
+from celery_admin_runner.attempts import Attempt
+from celery_admin_runner.base import DjangoTask, OwnOptions
+from celery_admin_runner.conf import SETTING, settings
+from celery_admin_runner.registry import (
+    is_importing,
+    is_internal,
+    named_app,
+    with_tasks,
+)
+from celery_admin_runner.unique import stale_after
+
+#: Called with each registered task; what it returns or yields is told by the checks.
+TaskChecker = Callable[[Task], Any]
+
+
+def register() -> None:
+    """Have Django run these checks."""
+    checks.register(check_task_checker)
+    checks.register(check_tasks)
+
+
+def check_task_checker(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E013: TASK_CHECKER names something that can be imported and called."""
+    path = settings.TASK_CHECKER
+    if not isinstance(path, str):
+        return []
+    attempt = Attempt()
+    with attempt:
+        checker = _imported(path)
+    if attempt.error is not None:
+        problem = f"can't be imported: {_told(attempt.error)}"
+    elif callable(checker):
+        return []
+    else:
+        problem = f"is {checker!r}, which can't be called"
+    return [
+        checks.Error(
+            f"{SETTING}['TASK_CHECKER'], {path!r}, {problem}.",
+            hint='Name the module and the function in it, as "shop.checks:check_task".',
+            id="celery_admin_runner.E013",
+        )
+    ]
+
+
+def check_tasks(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Check each registered task: W003, W004, E014 and E015.
+
+    One function, so that modules that can't be imported are tried once and not for each check.
+    """
+    if is_importing():
+        # Celery has Django check itself before it imports tasks: not all are there yet.
+        return []
+    finding = Attempt()
+    with finding:
+        app = named_app()
+    if finding.error is not None or not isinstance(app, Celery):
+        # Other checks tell of that.
+        return []
+    importing = Attempt()
+    with importing:
+        with_tasks(app)
+    # In the broken case too: what is registered nevertheless.
+    tasks = [task for name, task in sorted(app.tasks.items()) if not is_internal(name)]
+    return [
+        *_import_problems(importing.error),
+        *(message for task in tasks for message in _limit_problems(task)),
+        *(message for task in tasks for message in _checker_messages(task)),
+    ]
+
+
+def _import_problems(error: Exception | None) -> Iterator[checks.CheckMessage]:
+    """W004: the modules of the tasks can be imported."""
+    if error is not None:
+        yield checks.Warning(
+            f"The tasks can't be imported: {_told(error)}.",
+            hint="Mend that module: no worker starts with it, and nobody can run its tasks.",
+            id="celery_admin_runner.W004",
+        )
+
+
+def _limit_problems(task: Task) -> Iterator[checks.CheckMessage]:
+    """E015: of each unique task is known after how long its run no longer keeps others away."""
+    if not (isinstance(task, DjangoTask) and task.unique):
+        return
+    try:
+        stale_after(task, OwnOptions(), {})
+    except (ImproperlyConfigured, TypeError, ValueError, OverflowError) as error:
+        yield checks.Error(
+            f"The unique task {task.name!r} has no stale limit: {error}",
+            hint=(
+                "Give the task stale_time_limit, or set "
+                f"{SETTING}['UNIQUE_STALE_AFTER'] for all of them."
+            ),
+            obj=task.name,
+            id="celery_admin_runner.E015",
+        )
+
+
+def _checker_messages(task: Task) -> Iterator[checks.CheckMessage]:
+    """W003: what the project's TASK_CHECKER says of a task; E014: it fails."""
+    checker = _checker()
+    if checker is None:
+        return
+    found: list[checks.CheckMessage] = []
+    attempt = Attempt()
+    with attempt:
+        for answer in _answers(checker(task)):
+            found.append(_message(task, answer))
+    yield from found
+    if attempt.error is not None:
+        yield checks.Error(
+            f"{SETTING}['TASK_CHECKER'] failed at the task {task.name!r}: {_told(attempt.error)}.",
+            hint="It returns texts or Django's check messages about the task, or nothing.",
+            obj=task.name,
+            id="celery_admin_runner.E014",
+        )
+
+
+def _checker() -> TaskChecker | None:
+    """Return the project's checker; None if there is none that can be called (E013 says so)."""
+    path = settings.TASK_CHECKER
+    if not isinstance(path, str):
+        return None
+    attempt, checker = Attempt(), None
+    with attempt:
+        checker = _imported(path)
+    return checker if callable(checker) else None
+
+
+def _imported(path: str) -> Any:
+    return import_string(path.replace(":", "."))
+
+
+def _answers(answer: Any) -> Iterable[Any]:
+    """Return what a checker says one by one; a single text or message is one."""
+    if answer is None:
+        return ()
+    return (answer,) if isinstance(answer, str | Promise | checks.CheckMessage) else answer
+
+
+def _message(task: Task, answer: Any) -> checks.CheckMessage:
+    """Return what a checker says as a message about the task; raises TypeError."""
+    if isinstance(answer, checks.CheckMessage):
+        message = copy(answer)
+        message.obj = task.name if answer.obj is None else answer.obj
+        return message
+    if isinstance(answer, str | Promise):
+        return checks.Warning(
+            str(answer),
+            hint=f"So says {settings.TASK_CHECKER}.",
+            obj=task.name,
+            id="celery_admin_runner.W003",
+        )
+    raise TypeError(f"{answer!r} is neither a text nor a check message")
+
+
+def _told(error: Exception) -> str:
+    """Return an error in a line, with the place in the code where it was raised."""
+    # Python's own import machinery is "<frozen importlib>".
+    places = [place for place in extract_tb(error.__traceback__) if place.filename[:1] != "<"]
+    where = f" ({places[-1].filename}, line {places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}: {error}{where}"
