@@ -8,7 +8,7 @@ throws the answer away: then the tasks are imported here, a moment earlier than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from traceback import extract_tb
 from typing import Any
@@ -23,12 +23,7 @@ from django.utils.module_loading import import_string
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import DjangoTask, OwnOptions
 from celery_admin_runner.conf import SETTING, settings
-from celery_admin_runner.registry import (
-    is_importing,
-    is_internal,
-    named_app,
-    with_tasks,
-)
+from celery_admin_runner.registry import is_importing, is_internal, named_app, with_tasks
 from celery_admin_runner.unique import stale_after
 
 #: Called with each registered task; what it returns or yields is told by the checks.
@@ -78,15 +73,20 @@ def check_tasks(**kwargs: Any) -> list[checks.CheckMessage]:
     if finding.error is not None or not isinstance(app, Celery):
         # Other checks tell of that.
         return []
-    importing = Attempt()
+    tasks: Mapping[str, Task] = {}
+    importing, registering = Attempt(), Attempt()
     with importing:
         with_tasks(app)
-    # In the broken case too: what is registered nevertheless.
-    tasks = [task for name, task in sorted(app.tasks.items()) if not is_internal(name)]
+    with registering:
+        # Also if not all could be imported: what is registered nevertheless.
+        tasks = app.tasks
+    own = [task for name, task in sorted(tasks.items()) if not is_internal(name)]
+    checker = _checker()
     return [
         *_import_problems(importing.error),
-        *(message for task in tasks for message in _limit_problems(task)),
-        *(message for task in tasks for message in _checker_messages(task)),
+        *_import_problems(registering.error),
+        *(message for task in own for message in _limit_problems(task)),
+        *(message for task in own for message in _answers(checker, task)),
     ]
 
 
@@ -106,36 +106,21 @@ def _limit_problems(task: Task) -> Iterator[checks.CheckMessage]:
         return
     try:
         stale_after(task, OwnOptions(), {})
-    except (ImproperlyConfigured, TypeError, ValueError, OverflowError) as error:
-        yield checks.Error(
-            f"The unique task {task.name!r} has no stale limit: {error}",
-            hint=(
-                "Give the task stale_time_limit, or set "
-                f"{SETTING}['UNIQUE_STALE_AFTER'] for all of them."
-            ),
-            obj=task.name,
-            id="celery_admin_runner.E015",
-        )
-
-
-def _checker_messages(task: Task) -> Iterator[checks.CheckMessage]:
-    """W003: what the project's TASK_CHECKER says of a task; E014: it fails."""
-    checker = _checker()
-    if checker is None:
+    except ImproperlyConfigured as error:
+        problem = str(error)
+    except (TypeError, ValueError, OverflowError) as error:
+        problem = f"The stale limit of the unique task {task.name!r} can't be used: {error}."
+    else:
         return
-    found: list[checks.CheckMessage] = []
-    attempt = Attempt()
-    with attempt:
-        for answer in _answers(checker(task)):
-            found.append(_message(task, answer))
-    yield from found
-    if attempt.error is not None:
-        yield checks.Error(
-            f"{SETTING}['TASK_CHECKER'] failed at the task {task.name!r}: {_told(attempt.error)}.",
-            hint="It returns texts or Django's check messages about the task, or nothing.",
-            obj=task.name,
-            id="celery_admin_runner.E014",
-        )
+    yield checks.Error(
+        problem,
+        hint=(
+            "Give the task stale_time_limit, or set "
+            f"{SETTING}['UNIQUE_STALE_AFTER'] for all of them."
+        ),
+        obj=task.name,
+        id="celery_admin_runner.E015",
+    )
 
 
 def _checker() -> TaskChecker | None:
@@ -153,7 +138,25 @@ def _imported(path: str) -> Any:
     return import_string(path.replace(":", "."))
 
 
-def _answers(answer: Any) -> Iterable[Any]:
+def _answers(checker: TaskChecker | None, task: Task) -> list[checks.CheckMessage]:
+    """W003: what the project's TASK_CHECKER says of a task; E014: it fails."""
+    found: list[checks.CheckMessage] = []
+    attempt = Attempt()
+    with attempt:
+        for answer in _each(checker(task) if checker else None):
+            found.append(_message(task, answer))
+    if attempt.error is not None:
+        failure = checks.Error(
+            f"{SETTING}['TASK_CHECKER'] failed at the task {task.name!r}: {_told(attempt.error)}.",
+            hint="It returns texts or Django's check messages about the task, or nothing.",
+            obj=task.name,
+            id="celery_admin_runner.E014",
+        )
+        found.append(failure)
+    return found
+
+
+def _each(answer: Any) -> Iterable[Any]:
     """Return what a checker says one by one; a single text or message is one."""
     if answer is None:
         return ()

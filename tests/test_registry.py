@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery, current_app, shared_task
 from celery.signals import import_modules
+from django.core.checks.registry import registry
 
 from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.registry import (
@@ -47,6 +48,13 @@ picky_app.conf.task_routes = (lambda name, args, kwargs, options, task=None: {"q
 @picky_app.task(name="tests.picked")
 def picked(queue):
     """Go where the argument says."""
+
+
+def new_app() -> Celery:
+    """Return an app with a task, whose modules nobody has imported."""
+    app = Celery("asking", set_as_current=False)
+    app.task(name="tests.asked", shared=False)(list)
+    return app
 
 
 @pytest.fixture
@@ -247,6 +255,18 @@ def test_the_modules_of_tasks_are_imported_once():
     import_modules.disconnect(listener)
 
     assert imports == []
+
+
+def test_a_check_of_django_may_ask_for_a_task_while_tasks_are_imported(configure, monkeypatch):
+    # Celery has Django check itself before it imports tasks.
+    asked = []
+    checks = {lambda **kwargs: asked.append(get_task("tests.asked").name) or []}
+    monkeypatch.setattr(registry, "registered_checks", checks)
+    monkeypatch.setattr("tests.test_registry.asking_app", asking_app := new_app(), raising=False)
+    configure(APP="tests.test_registry:asking_app")
+
+    assert celery_app() is asking_app
+    assert asked == ["tests.asked"]
 
 
 @pytest.mark.usefixtures("registered")
