@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+from celery import Celery
 from celery.contrib.django.task import DjangoTask as CeleryDjangoTask
-from celery.exceptions import Ignore
-from celery.result import AsyncResult
+from celery.exceptions import Ignore, Retry, TimeoutError
+from celery.result import AsyncResult, EagerResult
 from celery.utils import uuid
+from celery.utils.time import maybe_iso8601
+from django.db import DEFAULT_DB_ALIAS, transaction
 
+from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.contexts import PlainContext, RunContext, context_of
-from celery_admin_runner.headers import marks_run
+from celery_admin_runner.handles import OnCommitResult, Sending
+from celery_admin_runner.headers import CONTEXT_HEADER, marks_run
+from celery_admin_runner.queues import TaskQueue, default_options
+
+logger = logging.getLogger("celery_admin_runner")
 
 #: The attribute of a task's request by which our receiver says that the journal refused the
 #: start: the run was cancelled before.
@@ -21,6 +31,19 @@ REFUSED = "celery_admin_runner_refused"
 #: The attribute of a task's request that says for how long calls are to be ignored if it
 #: succeeds (``set_ignore_task``), a timedelta.
 IGNORE_FOR = "celery_admin_runner_ignore_for"
+#: The attribute of a task's request that tells when its next attempt is due, an aware datetime.
+_RETRY_AT = "celery_admin_runner_retry_at"
+#: What a task may state by itself of the options that its queue may have for it.
+_STATABLE = frozenset(
+    {
+        *("priority", "expires", "serializer", "compression", "time_limit", "soft_time_limit"),
+        *("routing_key", "exchange", "delivery_mode", "ignore_result"),
+    }
+)
+#: The two limits of a task's time are chosen together.
+_LIMITS = frozenset({"time_limit", "soft_time_limit"})
+#: The attribute by which Celery 5.7 remembers, for the rest of a run, ``retry(max_retries=...)``.
+_MAX_RETRIES_OF_RUN = "override_max_retries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +83,24 @@ class Invocation:
     def send(self, headers: Mapping[str, Any] | None = None) -> AsyncResult:
         """Give it to the broker as Celery does, with these headers more."""
         options = dict(self.options)
+        if self.own.run_context is not None:
+            context = PlainContext.of(self.own.run_context).values
+            headers = {**(headers or {}), CONTEXT_HEADER: context}
         if headers:
             options["headers"] = {**(options.get("headers") or {}), **headers}
         result = super(DjangoTask, self.task).apply_async(
             self.args, self.kwargs, self.task_id, **options
         )
-        self.task.on_invocation_trigger(
-            self.task_id, self.args, self.kwargs, result.id, self.options, result
-        )
+        self.tell("on_invocation_trigger", result)
         return result
+
+    def tell(self, hook: str, result: AsyncResult) -> None:
+        """Tell one of the task's ``on_invocation_`` hooks which run answers for the call."""
+        _tell(
+            self.task,
+            hook,
+            *(self.task_id, self.args, self.kwargs, result.id, self.options, result),
+        )
 
 
 #: Answers an invocation in the broker's place, or leaves it alone by None.
@@ -98,12 +130,17 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
 
     A cancelled run does not begin; a delayed call is kept in the database (SCHEDULE_ETA). The
     base of one task, ``@shared_task(base=DjangoTask)``, or of a whole app,
-    ``Celery(task_cls="celery_admin_runner.base:DjangoTask")``. Whoever overrides
-    ``before_start`` or ``apply_async`` calls these.
+    ``Celery(task_cls="celery_admin_runner.base:DjangoTask")``. Whoever overrides one of Celery's
+    own methods, ``before_start`` or ``on_success``, calls these.
     """
 
     #: Every call has a row in the journal, as if TRACK named the task.
     track = False
+    #: The queue of calls that name none.
+    queue: TaskQueue | str | None = None
+    #: After how long each retry follows, in seconds if it is a number; so many there are then,
+    #: unless ``max_retries`` says otherwise. Of more the last one counts.
+    default_retry_delays: Sequence[timedelta | float] = ()
     #: Of several calls with the same arguments one runs; the others join it.
     unique = False
     #: The parameters by which calls are the same; None: by all of them.
@@ -116,6 +153,28 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
     #: After a success calls with the same arguments are ignored for ``ignore_task_timedelta``.
     ignore_task_after_success = False
     ignore_task_timedelta: timedelta | None = None
+    #: The options that the task itself states: its queue does not give it others.
+    _stated: frozenset[str] = frozenset()
+
+    @classmethod
+    def bind(cls, app: Celery) -> Celery:
+        """Bind the task to an app, as Celery does, which fills in what the task does not state.
+
+        Celery 5.7 warns of a class that has a queue, for Celery 6 is not to look at it any
+        more: it does not see it, and each call names it.
+        """
+        if "_stated" not in vars(cls):
+            stated = (name for name in _STATABLE if getattr(cls, name, None) is not None)
+            cls._stated = frozenset(stated)
+            _count_retries(cls)
+        if "queue" not in vars(cls):
+            return super().bind(app)
+        queue = cls.queue
+        del cls.queue
+        try:
+            return super().bind(app)
+        finally:
+            cls.queue = queue
 
     def apply_async(
         self,
@@ -133,14 +192,118 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         ``delay``, signatures, chains, groups and retries all come this way; ``app.send_task``
         and ``apply`` do not. Besides Celery's options it takes those of ``OwnOptions``.
         """
-        given = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
-        options |= {name: value for name, value in given.items() if value is not None}
-        if options.get("retries") or (task_id and marks_run(options.get("headers"), task_id)):
-            # It goes on with a run: the next attempt, or the message of what was recorded.
+        if producer is not None:
+            options["producer"] = producer
+        if link is not None:
+            options["link"] = link
+        if link_error is not None:
+            options["link_error"] = link_error
+        if shadow is not None:
+            options["shadow"] = shadow
+        if options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
         invocation = self._invocation(args, kwargs, task_id, options)
+        if task_id and marks_run(options.get("headers"), task_id):
+            # The message of what was recorded already.
+            return invocation.send()
         self._tell_of(invocation)
         return _invoke(invocation)
+
+    def apply(
+        self, args: Any = None, kwargs: Any = None, *positional: Any, **options: Any
+    ) -> EagerResult:
+        """Run the task here and now, as Celery does: nothing of it is in the journal.
+
+        Of our own options it minds ``run_context`` only.
+        """
+        own = _taken(options)
+        if own.run_context is not None:
+            context = PlainContext.of(own.run_context).values
+            options["headers"] = {**(options.get("headers") or {}), CONTEXT_HEADER: context}
+        return super().apply(args, kwargs, *positional, **options)
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> OnCommitResult:
+        """Call the task with these arguments when the transaction is committed."""
+        return self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self, args: Any = None, kwargs: Any = None, using: str | None = None, **options: Any
+    ) -> OnCommitResult:
+        """Call the task when the transaction of the database ``using`` is committed.
+
+        Outside of one: now. The options are those of ``apply_async``. A call that has a row has
+        it in that transaction, if it is of the journal's database. A rollback, also that of a
+        savepoint, leaves nothing. What goes wrong when the call is sent is raised by the commit,
+        as with Celery.
+        """
+        invocation = self._invocation(args, kwargs, options.pop("task_id", None), options)
+        self._tell_of(invocation)
+        send: Callable[[], AsyncResult] = partial(_invoke, invocation)
+        using = using or DEFAULT_DB_ALIAS
+        if transaction.get_connection(using).in_atomic_block:
+            send = _announced(invocation, using) or send
+        handle = OnCommitResult(
+            invocation.task_id, backend=self.backend, task_name=self.name, app=self.app
+        )
+        transaction.on_commit(Sending(handle, send), using=using)
+        return handle
+
+    def apply_async_and_get_result(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        timeout: float | None = None,
+        propagate: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Call the task, wait for its result, up to ``timeout`` seconds, and return it.
+
+        Raises Celery's TimeoutError if there is none by then; the run goes on. A timeout of 0 or
+        less sends the call and does not wait. What the task raised is raised, or returned if
+        ``propagate`` is False. The options are those of ``apply_async``.
+        """
+        invocation = self._invocation(args, kwargs, options.pop("task_id", None), options)
+        self._tell_of(invocation)
+        result = _invoke(invocation)
+        try:
+            if timeout is not None and timeout <= 0:
+                raise TimeoutError("The result was not waited for.")
+            value = result.get(timeout=timeout, propagate=False)
+        except TimeoutError as error:
+            _tell(
+                self,
+                "on_invocation_timeout",
+                *(invocation.task_id, invocation.args, invocation.kwargs, result.id),
+                *(error, invocation.options, result),
+            )
+            raise
+        if propagate and not result.ignored:
+            # Not by ``get``: the task itself may have raised a TimeoutError.
+            result.maybe_throw()
+        return value
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Any = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: Any = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Retry:
+        """Try the run again later, as Celery does; by default after ``default_retry_delays``."""
+        request, delays = self.request, self.default_retry_delays
+        if delays and not eta and countdown is None:
+            countdown = _seconds(delays[min(request.retries, len(delays) - 1)])
+        again: Retry = super().retry(
+            args, kwargs, exc, False, eta, countdown, max_retries, **options
+        )
+        setattr(request, _RETRY_AT, _moment(again.when))
+        if throw:
+            raise again
+        return again
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Veto the start of a run that was cancelled; the body does not run then.
@@ -149,7 +312,25 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         """
         if getattr(self.request, REFUSED, False):
             raise Ignore(f"The run {task_id} was cancelled before it started.")
+        # Celery 5.7 does not forget it with the run for which it was said.
+        vars(self).pop(_MAX_RETRIES_OF_RUN, None)
         super().before_start(task_id, args, kwargs)
+        self.on_task_start(task_id, args, kwargs)
+
+    def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Tell ``on_task_retry``: Celery says so after it sent the next attempt."""
+        super().on_retry(exc, task_id, args, kwargs, einfo)
+        self.on_task_retry(task_id, args, kwargs, exc, getattr(self.request, _RETRY_AT, None))
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Tell ``on_task_failure``: Celery says so of what is not tried again."""
+        super().on_failure(exc, task_id, args, kwargs, einfo)
+        self.on_task_failure(task_id, args, kwargs, exc, einfo)
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Tell ``on_task_success``."""
+        super().on_success(retval, task_id, args, kwargs)
+        self.on_task_success(task_id, args, kwargs, retval)
 
     def set_ignore_task(self, ignore_task_timedelta: timedelta | None = None) -> None:
         """Let calls with these arguments be ignored for a while, if this run succeeds.
@@ -164,7 +345,10 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
 
     @property
     def run_context(self) -> PlainContext | None:
-        """Who asked for the run that is running here, about what and why; None: nobody said."""
+        """Who asked for the run that is running here, about what and why; None: nobody said.
+
+        If nobody said it with the call: who started the task that made it.
+        """
         return context_of(self.request.headers)
 
     def on_invocation_apply(
@@ -234,26 +418,99 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
     def _invocation(
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
     ) -> Invocation:
-        own = {name: options.pop(name) for name in OWN_OPTIONS & options.keys()}
+        self._route(options)
         return Invocation(
             task=self,
             args=args or (),
             kwargs=kwargs or {},
             task_id=task_id or uuid(),
             is_id_given=task_id is not None,
+            own=_taken(options),
             options=options,
-            own=OwnOptions(**own) if own else _NOTHING_OWN,
         )
+
+    def _route(self, options: dict[str, Any]) -> None:
+        """Name the queue of a call, and fill in what the queue has for it.
+
+        Of the two time limits neither, if the task or the call states one: together they might
+        contradict each other.
+        """
+        queue = options.get("queue", self.queue)
+        if queue is None:
+            return
+        options["queue"] = queue.value if isinstance(queue, TaskQueue) else queue
+        defaults = default_options(queue)
+        if defaults:
+            stated = self._stated | options.keys()
+            if stated & _LIMITS:
+                stated |= _LIMITS
+            options |= {name: value for name, value in defaults.items() if name not in stated}
 
     def _tell_of(self, invocation: Invocation) -> None:
         if type(self).on_invocation_apply is not DjangoTask.on_invocation_apply:
-            self.on_invocation_apply(
-                invocation.task_id,
-                invocation.args,
-                invocation.kwargs,
-                invocation.options,
-                self.AsyncResult(invocation.task_id),
+            _tell(
+                self,
+                "on_invocation_apply",
+                *(invocation.task_id, invocation.args, invocation.kwargs),
+                *(invocation.options, self.AsyncResult(invocation.task_id)),
             )
+
+
+def _taken(options: dict[str, Any]) -> OwnOptions:
+    """Take those options that are ours out of the others; raises ValueError."""
+    given = OWN_OPTIONS & options.keys()
+    if not given:
+        return _NOTHING_OWN
+    own = {name: options.pop(name) for name in given}
+    if own.get("run_context") is not None:
+        # As it is now: nothing is written for a user that is not saved.
+        own["run_context"] = PlainContext.of(own["run_context"])
+    return OwnOptions(**own)
+
+
+def _tell(task: DjangoTask, hook: str, *arguments: Any) -> None:
+    """Tell a hook of a project; what it raises is logged, for the call goes on without it."""
+    if getattr(type(task), hook) is getattr(DjangoTask, hook):
+        return
+    attempt = Attempt()
+    with attempt:
+        getattr(task, hook)(*arguments)
+    if attempt.error is not None:
+        logger.error("%s of %s failed.", hook, task.name, exc_info=attempt.error)
+
+
+def _count_retries(kind: type[DjangoTask]) -> None:
+    """Let a task be tried again as often as it has delays, unless it says how often."""
+    for base in kind.__mro__:
+        if base is DjangoTask or "max_retries" in vars(base):
+            return
+        if delays := vars(base).get("default_retry_delays"):
+            kind.max_retries = len(delays)
+            return
+
+
+def _seconds(delay: timedelta | float) -> float:
+    return delay.total_seconds() if isinstance(delay, timedelta) else delay
+
+
+def _moment(when: Any) -> datetime | None:
+    """Return the moment of a retry, of which Celery 5.7 tells the moment or the seconds.
+
+    It takes a moment without its zone for UTC.
+    """
+    if isinstance(when, int | float):
+        return datetime.now(UTC) + timedelta(seconds=when)
+    moment: datetime | None = maybe_iso8601(when)
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def _announced(invocation: Invocation, using: str) -> Callable[[], AsyncResult] | None:
+    """Return what is to be done on commit, if somebody keeps the call until then."""
+    for announcer in _announcers:
+        send = announcer(invocation, using)
+        if send is not None:
+            return send
+    return None
 
 
 def _invoke(invocation: Invocation) -> AsyncResult:
@@ -263,5 +520,3 @@ def _invoke(invocation: Invocation) -> AsyncResult:
         if result is not None:
             return result
     return invocation.send()
-
-

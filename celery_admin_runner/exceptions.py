@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from celery.exceptions import Ignore
+from django.utils.translation import gettext as _
+
+if TYPE_CHECKING:
+    from celery_admin_runner.models import TaskRunRecord
 
 #: The key of ``InvalidArguments.errors`` for what belongs to no single parameter.
 ALL = "__all__"
@@ -23,6 +28,21 @@ class TaskNotFound(CeleryAdminRunnerError):
             "of the task is imported (app.autodiscover_tasks)."
         )
         self.task_name = task_name
+
+
+class CommandNotConfigured(TaskNotFound):
+    """No task runs this command."""
+
+    def __init__(self, command_name: str, *, exists: bool) -> None:
+        CeleryAdminRunnerError.__init__(
+            self,
+            f"The command {command_name!r} is no task: add {command_name!r}: {{}} to "
+            "CELERY_ADMIN_RUNNER['COMMAND_TASKS']."
+            if exists
+            else f"There is no command {command_name!r}, so it can be no task. Check the name, "
+            "and that its app is in INSTALLED_APPS.",
+        )
+        self.task_name = command_name
 
 
 class TaskNotRunnable(CeleryAdminRunnerError):
@@ -57,12 +77,29 @@ class InvalidArguments(CeleryAdminRunnerError):
         ]
 
 
+class AlreadyActive(InvalidArguments):
+    """The same call of a unique task is active already; ``run`` is its run.
+
+    The message does not name it: who reads it may not see that run.
+    """
+
+    def __init__(self, run: TaskRunRecord) -> None:
+        super().__init__(
+            {ALL: [_("This task is active with the same arguments already, and runs only once.")]}
+        )
+        self.run = run
+
+
 class NotEncodable(CeleryAdminRunnerError, ValueError):
     """A value can't be sent or stored; the message says why."""
 
 
 class NotSendable(CeleryAdminRunnerError):
     """The run can't be sent again; the message says why."""
+
+
+class NotSent(CeleryAdminRunnerError):
+    """There is nothing to wait for: the call was not sent; the message says why."""
 
 
 class NotRetryable(CeleryAdminRunnerError):

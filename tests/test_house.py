@@ -30,17 +30,18 @@ README = Path(__file__).parent.parent / "README.rst"
 #: its own sub-package.
 LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
-    {"contexts"},
+    {"contexts", "queues", "handles"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "pulse", "redaction", "registry", "querysets"},
     {"parameters", "models"},
-    {"binding", "model_keys", "wire", "messages", "recording", "retention", "export", "broker"},
+    {"binding", "model_keys", "wire", "messages", "recording", "retention", "export", "broker"}
+    | {"command_lines"},
     {"calls", "archive", "late", "startup", "results", "dispatch", "statements", "options"}
     | {"rights", "scheduling", "dependencies", "leases"},
     {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
-    {"forms", "receivers", "backends", "dispatcher", "invocations"},
+    {"forms", "model_tasks", "receivers", "backends", "dispatcher", "invocations", "commands"},
     {"admin", "management", "checks", "task_checks", "tasks", "bootsteps"},
     {"apps"},
 )
