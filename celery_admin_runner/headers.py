@@ -19,6 +19,10 @@ CONTEXT_HEADER = "celery_admin_runner_context"
 #: For how many seconds calls are ignored after this run succeeds, where its caller said so; 0:
 #: not at all.
 IGNORE_HEADER = "celery_admin_runner_ignore"
+#: In which database the object of a model task is, where the worker would look elsewhere.
+DATABASE_HEADER = "celery_admin_runner_database"
+#: What the calls that are the same as this one have in common (``unique_key`` of its row).
+KEY_HEADER = "celery_admin_runner_key"
 #: By this header django-celery-beat 2.9 tells which entry of its schedule it sends; so do we
 #: for a run of a periodic task that was started by hand.
 PERIODIC_HEADER = "periodic_task_name"

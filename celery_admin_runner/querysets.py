@@ -14,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
+from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import Case, Count, F, Max, Min, Q, Value, When, Window
 from django.db.models.functions import Coalesce, RowNumber
@@ -200,6 +201,17 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         if user.is_active and user.has_perm("celery_admin_runner.view_taskrunrecord"):
             return self
         return self.filter(run_by=user.pk) if user.pk is not None else self.none()
+
+    def for_object(self, obj: models.Model) -> Self:
+        """Runs that are about a model instance, in whichever database that is.
+
+        Those of its proxies too. One query, which the index on the object serves. An object
+        that is not saved has none.
+        """
+        if obj.pk is None:
+            return self.none()
+        kind = ContentType.objects.db_manager(self.db).get_for_model(obj)
+        return self.filter(content_type=kind.pk, object_id=str(obj.pk))
 
     def of_task(self, task_name: str) -> Self:
         """Runs of one task."""

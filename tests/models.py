@@ -5,6 +5,20 @@ from __future__ import annotations
 from django.db import models
 
 from celery_admin_runner.models import TaskRunRecord
+from tests.model_task_models import Coin, OldReport, Parcel, Report, ShortReport, Titled
+
+__all__ = (
+    "Bookmark",
+    "Coin",
+    "Evidence",
+    "OldReport",
+    "Parcel",
+    "Remark",
+    "Report",
+    "ShortReport",
+    "Successor",
+    "Titled",
+)
 
 
 class Remark(models.Model):
