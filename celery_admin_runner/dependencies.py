@@ -147,6 +147,19 @@ def settle(runs: Iterable[TaskRunRecord], now: datetime | None = None) -> int:
     return _settle({run.pk for run in runs}, timezone.now() if now is None else now)
 
 
+def settle_on_commit(run: TaskRunRecord) -> None:
+    """Look then what became of all that the run waits for: that may have ended before.
+
+    An error of the database is only logged: the dispatchers look too.
+    """
+
+    def settle_it() -> None:
+        settle([run])
+
+    using = str(router.db_for_write(TaskRunRecord))
+    transaction.on_commit(settle_it, using=using, robust=True)
+
+
 def settle_finished(since: datetime, now: datetime) -> int:
     """Settle what waits for the runs that have finished from ``since`` on.
 

@@ -48,7 +48,7 @@ _LATER = (
     *("result", "whole_result", "children", "custom_state", "exception", "traceback", "worker"),
     *("progress_current", "progress_total", "progress_message", "seen_at", "started_at"),
     *("finished_at", "heartbeat_at", "cancel_requested_at", "cancel_requested_by"),
-    *("unique_key", "active_key", "ignore_until"),
+    *("active_key", "ignore_until"),
 )
 
 
@@ -62,28 +62,29 @@ class Handover(Enum):
     FAILED = 3
 
 
-def claim(run: TaskRunRecord) -> bool:
+def claim(run: TaskRunRecord, **fields: Any) -> bool:
     """Take the right to send an unsent run; of several callers one gets True.
 
-    A run that somebody is sending just now, which takes seconds, can't be claimed.
+    A run that somebody is sending just now, which takes seconds, can't be claimed. ``fields``
+    are written with it.
     """
     now, token = timezone.now(), uuid4()
     is_free = Q(claimed_at=None) | Q(claimed_at__lt=now - CLAIM_LASTS)
     free = TaskRunRecord.objects.filter(is_free, pk=run.pk).in_state([State.UNSENT])
-    claimed = bool(free.update(dispatch_id=token, claimed_at=now, publish_error=""))
+    claimed = bool(free.update(dispatch_id=token, claimed_at=now, publish_error="", **fields))
     if claimed:
         run.dispatch_id, run.claimed_at, run.publish_error = token, now, ""
     return claimed
 
 
-def claim_stale(run: TaskRunRecord, now: datetime) -> bool:
+def claim_stale(run: TaskRunRecord, now: datetime, **fields: Any) -> bool:
     """Take a stale scheduled run as one that was not sent; of several callers one gets True.
 
     Who gets True has claimed it, as by ``claim``.
     """
     token = uuid4()
     stale = TaskRunRecord.objects.filter(pk=run.pk, claimed_at__lt=now - STALE_SCHEDULED_AFTER)
-    fields = {"dispatch_id": token, "claimed_at": now, "due_at": None, "publish_error": ""}
+    fields |= {"dispatch_id": token, "claimed_at": now, "due_at": None, "publish_error": ""}
     claimed = bool(stale.transition(sources=[State.SCHEDULED], target=State.UNSENT, **fields))
     if claimed:
         run.state, run.due_at = State.UNSENT, None
@@ -262,11 +263,12 @@ def record_failure(run: TaskRunRecord, text: str, *, may_be_out: bool = False) -
 
 def _failure(run: TaskRunRecord, text: str, *, may_be_out: bool) -> dict[str, Any]:
     """Return the fields that tell why a run was not sent."""
-    return {
-        "publish_error": f"{NOT_CONFIRMED}{text}" if may_be_out else text,
-        "dispatch_id": run.dispatch_id if may_be_out else None,
-        "claimed_at": None,
-    }
+    if may_be_out:
+        fields = {"publish_error": f"{NOT_CONFIRMED}{text}", "dispatch_id": run.dispatch_id}
+    else:
+        # Nobody waits for it: the same call may run.
+        fields = {"publish_error": text, "dispatch_id": None, "active_key": None}
+    return {**fields, "claimed_at": None}
 
 
 def _claimed_together(runs: Collection[TaskRunRecord]) -> TaskRunRecordQuerySet:

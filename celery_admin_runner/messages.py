@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from celery_admin_runner.encoding import from_plain
 from celery_admin_runner.headers import (
+    KEY_HEADER,
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
     PERIODIC_HEADER,
@@ -63,6 +64,8 @@ class Message:
         if self.argsrepr or self.kwargsrepr:
             headers[MASKED_ARGS_HEADER] = self.argsrepr
             headers[MASKED_KWARGS_HEADER] = self.kwargsrepr
+        if run.unique_key:
+            headers[KEY_HEADER] = run.unique_key
         if run.periodic_task_name:
             headers[PERIODIC_HEADER] = run.periodic_task_name
         return headers

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery.app.task import Task
 from django.contrib.contenttypes.models import ContentType
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from celery_admin_runner import control, dependencies
+from celery_admin_runner import control, dependencies, ignoring, unique
+from celery_admin_runner.base import DjangoTask, OwnOptions
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import Call, InvalidCall, prepare_call, signature_of
 from celery_admin_runner.cancelling import AWAITED, CLAIMABLE, ask_to_stop, check_can_kill
@@ -33,7 +35,9 @@ from celery_admin_runner.dispatch import (
 from celery_admin_runner.encoding import from_plain, is_altered
 from celery_admin_runner.exceptions import (
     ALL,
+    AlreadyActive,
     InvalidArguments,
+    NotEncodable,
     NotMovable,
     NotRetryable,
     NotSendable,
@@ -154,8 +158,9 @@ class TaskRunner:
         ``countdown`` and a numeric ``expires`` are seconds from now. A run that may not start
         yet is kept in the database, SCHEDULED until its ``eta``, or WAITING until the runs
         that it ``depends_on`` have succeeded, and then sent by a dispatcher. Raises
-        TaskNotFound, TaskNotRunnable, PermissionDenied, InvalidArguments, and
-        TypeError for an option that is not in ``OPTIONS``. A broker that does not
+        TaskNotFound, TaskNotRunnable, PermissionDenied, InvalidArguments (of which
+        AlreadyActive is one, for a unique task), and TypeError for an option that is not in
+        ``OPTIONS``. A call that is ignored returns its row, IGNORED. A broker that does not
         take the message raises nothing: the row stays UNSENT with ``publish_error``.
 
         Inside ``transaction.atomic()`` the row belongs to the caller's transaction,
@@ -257,7 +262,7 @@ class TaskRunner:
         now = timezone.now()
         self._check_may_move(run)
         dependencies.await_more(run, self._awaited(depends_on), now=now)
-        _settle_on_commit(run)
+        dependencies.settle_on_commit(run)
         run.refresh_from_db(using=_database())
         return run
 
@@ -351,7 +356,7 @@ class TaskRunner:
         """
         now = timezone.now()
         task, may_be_out = self._sendable(run, now), run.may_have_been_sent
-        if not (claim(run) or claim_stale(run, now)):
+        if not self._claim_again(task, run, now):
             raise NotSendable(_unclaimed_text(run))
 
         def send() -> None:
@@ -360,17 +365,37 @@ class TaskRunner:
         transaction.on_commit(send, using=_database())
         return run
 
+    def _claim_again(self, task: Task, run: TaskRunRecord, now: datetime) -> bool:
+        """Claim a run that is to be sent again, and its key with it; raises NotSendable."""
+        limit = _limit_again(task, run)
+        if limit is None:
+            return claim(run) or claim_stale(run, now)
+        key = run.unique_key
+
+        def claim_with_key() -> bool:
+            return claim(run, active_key=key) or claim_stale(run, now, active_key=key)
+
+        try:
+            return unique.take(
+                key, claim_with_key, limit=limit, now=now, using=_database(), task_id=run.task_id
+            )
+        except unique.KeyTaken as error:
+            raise NotSendable(_taken_text()) from error
+
     def check_can_send_again(self, run: TaskRunRecord) -> None:
         """Raise NotSendable or PermissionDenied if ``send_again`` would for a run read just now.
 
         A call with a masked value can't be sent again: nobody but who gave the secret knows it.
         """
         now = timezone.now()
-        self._sendable(run, now)
+        task = self._sendable(run, now)
         is_left = run.claimed_at is None or now - run.claimed_at > CLAIM_LASTS
         is_unsent = run.state == State.UNSENT and is_left
         if not is_unsent and not run.is_stale_scheduled(now):
             raise NotSendable(_unclaimed_text(run))
+        limit = _limit_again(task, run)
+        if limit is not None and unique.is_taken(run, limit, now, _database()):
+            raise NotSendable(_taken_text())
 
     def _sendable(self, run: TaskRunRecord, now: datetime) -> Task:
         """Return the task of a run that this user may send again, whatever its state is."""
@@ -449,17 +474,26 @@ class TaskRunner:
             raise InvalidArguments({ALL: [_("This task needs a reason.")]})
         task = find_task(info.name)
         call = prepare_call(task, args, kwargs, user=self.user, objects=self.objects)
-        stored = stored_options(plain)
+        stored, task_id = stored_options(plain), str(uuid4())
+        same = _sameness(task, call, plain, now)
         kept = kept_fields(eta, depends_on, now)
         if kept and (call.has_secrets or has_mask(stored)):
             raise InvalidArguments(
                 {ALL: [_("A secret can't be kept until later: run this task now.")]}
             )
+        _tell_of_call(task, call, task_id, plain)
+        fate = kept or {"dispatch_id": uuid4(), "claimed_at": now}
+        if same.success is not None:
+            fate, depends_on = ignoring.ignored_fields(same.success, now), ()
         run = self._record(
             call,
             now,
             depends_on,
-            **(kept or {"dispatch_id": uuid4(), "claimed_at": now}),
+            same.limit,
+            **fate,
+            task_id=task_id,
+            unique_key=same.key,
+            active_key=None if same.limit is None else same.key,
             eta=eta,
             task_name=info.name,
             options=stored,
@@ -471,7 +505,10 @@ class TaskRunner:
             ),
             **fields,
         )
-        if kept:
+        if same.success is not None:
+            ignored = partial(_tell_of_ignored, task, call, run, plain)
+            transaction.on_commit(ignored, using=_database())
+        if kept or run.is_finished:
             return run
         message = Message(
             args=call.args,
@@ -484,16 +521,21 @@ class TaskRunner:
         return run
 
     def _record(
-        self, call: Call, now: datetime, depends_on: Sequence[TaskRunRecord], **fields: Any
+        self,
+        call: Call,
+        now: datetime,
+        depends_on: Sequence[TaskRunRecord],
+        limit: timedelta | None,
+        **fields: Any,
     ) -> TaskRunRecord:
-        """Write the row, and what it waits for.
+        """Write the row, and what it waits for; raises AlreadyActive.
 
         What is sent at once is already claimed by us: nobody else sends it meanwhile.
+        ``limit``: how long others may have its ``active_key``, if it has one.
         """
         user, inherited = self.user, lineage()
         name = inherited.run_by_name if user is None else user.get_username()[:NAME_MAX_LENGTH]
         run = TaskRunRecord(
-            task_id=str(uuid4()),
             args=call.stored_args,
             kwargs=call.stored_kwargs,
             parent_id=inherited.parent_id,
@@ -503,11 +545,22 @@ class TaskRunner:
             created_at=now,
             **fields,
         )
-        if not depends_on:
-            run.save(force_insert=True, using=_database())
-            return run
-        dependencies.record_waiting(run, depends_on)
-        _settle_on_commit(run)
+
+        def write() -> None:
+            if depends_on:
+                dependencies.record_waiting(run, depends_on)
+            else:
+                run.save(force_insert=True, using=_database())
+
+        if limit is None:
+            write()
+        else:
+            try:
+                unique.take(run.active_key, write, limit=limit, now=now, using=_database())
+            except unique.KeyTaken as error:
+                raise AlreadyActive(error.holder) from None
+        if depends_on:
+            dependencies.settle_on_commit(run)
         return run
 
     def _send(
@@ -599,16 +652,64 @@ def _database() -> str:
     return str(router.db_for_write(TaskRunRecord))
 
 
-def _settle_on_commit(run: TaskRunRecord) -> None:
-    """Look then what became of all that the run waits for: that may have ended before.
+@dataclass(frozen=True, kw_only=True)
+class _Sameness:
+    """What a call has to do with calls that are the same."""
 
-    An error of the database is only logged: the dispatchers look too.
+    #: "": nothing.
+    key: str = ""
+    #: After how long the same call no longer keeps it from running; None: it never does.
+    limit: timedelta | None = None
+    #: The run after whose success it is ignored.
+    success: TaskRunRecord | None = None
+
+
+def _sameness(task: Task, call: Call, options: Mapping[str, Any], now: datetime) -> _Sameness:
+    """Return what a call has to do with calls that are the same; raises InvalidArguments."""
+    try:
+        is_unique, is_ignoring = unique.is_unique(task), ignoring.is_ignoring(task)
+        if not is_unique and not is_ignoring:
+            return _Sameness()
+        key = unique.key_of(task, call.args, call.kwargs)
+        limit = unique.stale_after(task, OwnOptions(), options) if is_unique else None
+    except (ImproperlyConfigured, NotEncodable) as error:
+        raise InvalidArguments({ALL: [str(error)]}) from error
+    success = ignoring.open_window(key, now, _database()) if is_ignoring else None
+    return _Sameness(key=key, limit=None if success else limit, success=success)
+
+
+def _limit_again(task: Task, run: TaskRunRecord) -> timedelta | None:
+    """Return how long others may have the key that a run takes when it is sent again.
+
+    None: it takes none. Raises NotSendable.
     """
+    try:
+        # The key of a task that is not unique is for its windows.
+        is_unique = unique.is_unique(task) or not ignoring.is_ignoring(task)
+        if not run.unique_key or not is_unique or not isinstance(task, DjangoTask):
+            return None
+        return unique.stale_after(task, OwnOptions(), from_plain(run.options))
+    except ImproperlyConfigured as error:
+        raise NotSendable(str(error)) from error
 
-    def settle() -> None:
-        dependencies.settle([run])
 
-    transaction.on_commit(settle, using=_database(), robust=True)
+def _taken_text() -> str:
+    return _("The same call is active already: sent again, this one would be a second.")
+
+
+def _tell_of_call(task: Task, call: Call, task_id: str, options: Mapping[str, Any]) -> None:
+    """Tell a DjangoTask that it was called."""
+    if isinstance(task, DjangoTask):
+        result = task.AsyncResult(task_id)
+        task.on_invocation_apply(task_id, call.args, call.kwargs, options, result)
+
+
+def _tell_of_ignored(
+    task: DjangoTask, call: Call, run: TaskRunRecord, options: Mapping[str, Any]
+) -> None:
+    """Tell a DjangoTask that a call of it was ignored."""
+    result = task.AsyncResult(run.task_id)
+    task.on_invocation_ignored(run.task_id, call.args, call.kwargs, run.task_id, options, result)
 
 
 def _about(obj: models.Model | None) -> dict[str, Any]:

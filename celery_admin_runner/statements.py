@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db import connections, transaction
@@ -26,6 +27,18 @@ class IfUnset:
     """A value for a field that is null; one that is not keeps its own."""
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Window:
+    """A moment ``until``, unless a row of the same ``unique_key`` has a later one than ``now``.
+
+    MySQL takes no subquery on the table that it updates, but one on what that gave.
+    """
+
+    key: str
+    now: datetime
+    until: datetime
 
 
 def move(
@@ -53,12 +66,24 @@ def move(
     for name, value in {"state": target, **fields}.items():
         field: Any = meta.get_field(name)
         column = quote(field.column)
-        is_if_unset = isinstance(value, IfUnset)
-        plain = value.value if is_if_unset else value
-        assignments.append(
-            f"{column} = COALESCE({column}, %s)" if is_if_unset else f"{column} = %s"
-        )
-        values.append(field.get_db_prep_save(plain, connection))
+        if isinstance(value, IfUnset):
+            assignments.append(f"{column} = COALESCE({column}, %s)")
+            given = [value.value]
+        elif isinstance(value, Window):
+            opened = (
+                f"SELECT {column} FROM {quote(meta.db_table)} "
+                f"WHERE {quote('unique_key')} = %s AND {column} > %s LIMIT 1"
+            )
+            assignments.append(
+                f"{column} = CASE WHEN EXISTS (SELECT 1 FROM ({opened}) AS opened) "
+                f"THEN {column} ELSE %s END"
+            )
+            values.append(value.key)
+            given = [value.now, value.until]
+        else:
+            assignments.append(f"{column} = %s")
+            given = [value]
+        values += [field.get_db_prep_save(plain, connection) for plain in given]
     conditions = [f"{quote('task_id')} = %s"]
     values.append(task_id)
     if attempt is not None:

@@ -26,6 +26,7 @@ from celery_admin_runner.admin.questions import (
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.encoding import readable_text, storable_text
 from celery_admin_runner.exceptions import (
+    AlreadyActive,
     InvalidArguments,
     NotRetryable,
     TaskNotFound,
@@ -267,6 +268,9 @@ class RetryAdmin(AskingAdmin):
         for run in runs:
             try:
                 again = runner.retry(run, reason=reason)
+            except AlreadyActive as error:
+                outcome.refused.append((run, " ".join(error.lines)))
+                continue
             except InvalidArguments as error:
                 outcome.refused.append((run, _misfit_text(error)))
                 continue
