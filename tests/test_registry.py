@@ -264,8 +264,8 @@ def test_the_modules_of_tasks_are_imported_once():
 def test_a_check_of_django_may_ask_for_a_task_while_tasks_are_imported(configure, monkeypatch):
     # Celery has Django check itself before it imports tasks.
     asked = []
-    checks = {lambda **kwargs: asked.append(get_task("tests.asked").name) or []}
-    monkeypatch.setattr(registry, "registered_checks", checks)
+    monkeypatch.setattr(registry, "registered_checks", set())
+    registry.register(lambda **kwargs: asked.append(get_task("tests.asked").name) or [])
     monkeypatch.setattr("tests.test_registry.asking_app", asking_app := new_app(), raising=False)
     configure(APP="tests.test_registry:asking_app")
 
