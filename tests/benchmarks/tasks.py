@@ -8,10 +8,17 @@ import time
 import redis
 from celery import shared_task
 
+from celery_admin_runner.base import DjangoTask
+
 
 @shared_task
-def nothing() -> None:
+def nothing(a: int = 1, b: int = 2) -> None:
     """Do nothing."""
+
+
+@shared_task(base=DjangoTask)
+def nothing_guarded(a: int = 1, b: int = 2) -> None:
+    """Do nothing, as a task that may have the journal's features, and has none."""
 
 
 @shared_task(ignore_result=True)
