@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.apps import apps
 from django.contrib import admin
 
+from celery_admin_runner.admin.history import RunHistoryAdmin as RunHistoryAdmin
 from celery_admin_runner.admin.runs import TaskRunRecordAdmin
 from celery_admin_runner.admin.tasks import CeleryTaskAdmin
 from celery_admin_runner.models import CeleryTask, TaskRunRecord

@@ -1,0 +1,125 @@
+"""The page with the runs about an object, for whatever ModelAdmin the object has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from django.contrib.admin import ModelAdmin
+from django.contrib.admin.utils import quote, unquote
+from django.contrib.admin.views.main import PAGE_VAR
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db.models import Model
+from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+
+from celery_admin_runner.admin import display, links
+from celery_admin_runner.admin.questions import QUESTIONS_CSS, AskingAdmin
+from celery_admin_runner.admin.run_views import RECENT_FIELDS, RecentRun, recent_run
+from celery_admin_runner.models import TaskRunRecord
+
+READ = ("GET", "HEAD")
+#: So many runs stand on a page.
+RUNS_PER_PAGE = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownRun:
+    """A run about an object, as the page shows it."""
+
+    run: RecentRun
+    #: The state in its colour; it follows an unfinished run.
+    state: str
+    task: str
+    reason: str
+
+
+class ObjectRuns(AskingAdmin):
+    """The runs about the objects of another ModelAdmin, which says who sees which object.
+
+    An object of its own, that is registered nowhere: so the methods of that ModelAdmin may
+    have any names.
+    """
+
+    templates = "admin/celery_admin_runner/object"
+
+    class Media:
+        css: ClassVar[dict[str, list[str]]] = {"all": [display.CSS, QUESTIONS_CSS]}
+        js: ClassVar[list[str]] = [display.LIVE_JS]
+
+    def __init__(self, owner: ModelAdmin[Any]) -> None:
+        """Take the ModelAdmin of the objects."""
+        super().__init__(owner.model, owner.admin_site)
+        self.owner = owner
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Return the objects that their ModelAdmin shows this user."""
+        return self.owner.get_queryset(request)
+
+    def asked_object(self, request: HttpRequest, object_id: str) -> Model:
+        """Return the object of a page; raises Http404 for one that its ModelAdmin hides."""
+        obj: Model | None = self.owner.get_object(request, unquote(object_id))
+        if obj is None:
+            raise Http404
+        if not self.owner.has_view_or_change_permission(request, obj):
+            raise PermissionDenied
+        return obj
+
+    def object_url(self, obj: Model) -> str:
+        """Return the address of an object's page."""
+        return self.view_url("change", quote(obj.pk))
+
+    def runs_url(self, obj: Model) -> str:
+        """Return the address of the page with an object's runs."""
+        return self.view_url("runs", quote(obj.pk))
+
+    def task_titles(self) -> Mapping[str, str]:
+        """Return what tasks are called here, by their names; other tasks go by their names."""
+        return {}
+
+    def get_runs_context(self, request: HttpRequest, obj: Model) -> dict[str, Any]:
+        """Return what else the page with an object's runs shows."""
+        return {}
+
+    def runs_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Show the runs about an object that this user may see, the newest first."""
+        obj = self.asked_object(request, object_id)
+        runs = TaskRunRecord.objects.for_object(obj).visible_to(request.user)
+        paginator = Paginator(runs.only(*RECENT_FIELDS, "reason"), RUNS_PER_PAGE)
+        page = paginator.get_page(request.GET.get(PAGE_VAR, 1))
+        is_in_journal = links.journal_url(self.admin_site, request) is not None
+        return self.ask(
+            request,
+            "runs.html",
+            title=_("Runs: %(object)s") % {"object": obj},
+            original=_("Runs"),
+            object=obj,
+            object_url=self.object_url(obj),
+            runs=list(self._shown(request, page, is_live=is_in_journal)),
+            page=page,
+            page_range=paginator.get_elided_page_range(page.number),
+            page_var=PAGE_VAR,
+            live_list_url=(
+                links.model_url(self.admin_site, TaskRunRecord, "live_list")
+                if is_in_journal
+                else ""
+            ),
+            **self.get_runs_context(request, obj),
+        )
+
+    def _shown(self, request: HttpRequest, runs: Any, *, is_live: bool) -> Iterator[ShownRun]:
+        titles = self.task_titles()
+        badge = display.live_badge if is_live else _badge
+        for run in runs:
+            yield ShownRun(
+                run=recent_run(run, request, self.admin_site),
+                state=badge(run),
+                task=titles.get(run.task_name, run.task_name),
+                reason=run.reason,
+            )
+
+
+def _badge(run: TaskRunRecord) -> str:
+    return display.state_badge(run.state)
