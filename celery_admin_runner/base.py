@@ -108,9 +108,12 @@ Interceptor = Callable[[Invocation], AsyncResult | None]
 #: Is told of an invocation that is to be sent when a transaction of this database is
 #: committed, and returns what is to be done then; None: it is to be invoked then.
 Announcer = Callable[[Invocation, str], Callable[[], AsyncResult] | None]
+#: Tells whether a call of a unique task, with these arguments, would join a run.
+Lookup = Callable[["DjangoTask", Sequence[Any], Mapping[str, Any]], bool]
 #: Asked in this order. Empty until Django is ready: then every call goes to the broker.
 _interceptors: list[Interceptor] = []
 _announcers: list[Announcer] = []
+_lookups: list[Lookup] = []
 
 
 def intercept(interceptor: Interceptor) -> None:
@@ -123,6 +126,12 @@ def announce(announcer: Announcer) -> None:
     """Tell ``announcer`` of every invocation that waits for a commit; once is enough."""
     if announcer not in _announcers:
         _announcers.append(announcer)
+
+
+def look_up(lookup: Lookup) -> None:
+    """Let ``lookup`` tell from now on which unique calls are active; once is enough."""
+    if lookup not in _lookups:
+        _lookups.append(lookup)
 
 
 class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
@@ -331,6 +340,13 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         """Tell ``on_task_success``."""
         super().on_success(retval, task_id, args, kwargs)
         self.on_task_success(task_id, args, kwargs, retval)
+
+    def is_processing(self, args: Any = None, kwargs: Any = None) -> bool:
+        """Tell whether the same call of this unique task is active: another would join it.
+
+        Raises ValueError if the task is not unique.
+        """
+        return any(lookup(self, args or (), kwargs or {}) for lookup in _lookups)
 
     def set_ignore_task(self, ignore_task_timedelta: timedelta | None = None) -> None:
         """Let calls with these arguments be ignored for a while, if this run succeeds.
