@@ -107,6 +107,11 @@ class Parcel(Titled):
 
     id = models.UUIDField(primary_key=True, default=uuid4)
 
+    @model_task
+    def send(self, to: str, *, is_fragile: bool = False) -> str:
+        """Give it to the post."""
+        return f"{self.title} to {to}"
+
 
 class Coin(Titled):
     """Has a text as its primary key."""
