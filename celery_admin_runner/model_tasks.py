@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import cache, update_wrapper
+from dataclasses import dataclass
+from functools import update_wrapper
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, overload
 
 from celery import shared_task
 from celery.result import AsyncResult
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import models, router
 from django.db.models.signals import class_prepared
 from django.forms.utils import pretty_name
 
-from celery_admin_runner.base import DjangoTask, Invocation
-from celery_admin_runner.calls import signature_of, wire_of
-from celery_admin_runner.contexts import PlainContext
+from celery_admin_runner.exceptions import AlreadyActive
 from celery_admin_runner.headers import DATABASE_HEADER
-from celery_admin_runner.model_keys import with_model_keys
+from celery_admin_runner.model_keys import ObjectSource, objects_for
 from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.parameters import Signature, read_signature
+from celery_admin_runner.object_tasks import OBJECT, ModelTask
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import celery_app
 from celery_admin_runner.runner import TaskRunner
@@ -33,8 +32,6 @@ from celery_admin_runner.runner import TaskRunner
 if TYPE_CHECKING:
     from celery_admin_runner.querysets import AnyUser
 
-#: The name of a model task's first parameter, to which the object's primary key is sent.
-OBJECT = "object"
 #: Keywords of ``BoundModelTask.run`` that are not the method's.
 _KEYWORDS_OF_RUN = ("user", "reason")
 #: Options of a Celery task that a method can't have, and why.
@@ -45,79 +42,6 @@ _REFUSED = {
 
 #: The names of the tasks of each model, by method.
 _names: dict[type[models.Model], dict[str, str]] = {}
-
-
-class ModelTask(DjangoTask):
-    """A method of a model as a task; its first argument is an object's primary key.
-
-    Its calls always have a row in the journal, which knows the object. Of one object and method
-    only one run is active at a time, whatever its arguments.
-    """
-
-    track = True
-    unique = True
-    unique_on: Sequence[str] | None = (OBJECT,)
-    #: Long, for long runs: a shorter one lets two overlap. Each end of a run frees its key.
-    stale_time_limit: timedelta | float | None = timedelta(weeks=1)
-    #: The model whose objects the worker loads.
-    model: type[models.Model]
-    method_name: str
-    #: The name of the task for people.
-    title: str
-    #: The methods whose tasks have to succeed before, on the same object, in this order.
-    needs: tuple[str, ...] = ()
-
-    def load(self, key: Any) -> models.Model:
-        """Return the object of this primary key, as its database has it now.
-
-        Raises the DoesNotExist of the model if it is gone.
-        """
-        named = (self.request.headers or {}).get(DATABASE_HEADER)
-        alias = named or str(router.db_for_write(self.model))
-        try:
-            return self.model._base_manager.using(alias).get(pk=key)
-        except self.model.DoesNotExist:
-            opts = self.model._meta
-            text = f"There is no {opts.verbose_name} ({opts.label}) with the primary key {key!r}"
-            raise self.model.DoesNotExist(f"{text} any more.") from None
-
-    def own_signature(self) -> Signature:
-        """Return the method's signature, with the object as its first parameter."""
-        return _read_signature(self)
-
-    def key_of(self, value: Any) -> Any:
-        """Return the primary key that is sent for an object, or for its key.
-
-        Raises ValueError for what is no primary key of the model.
-        """
-        return wire_of(signature_of(self)[OBJECT], value)
-
-    def _invocation(
-        self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
-    ) -> Invocation:
-        """Add which object the call is about."""
-        if args:
-            key = self.key_of(args[0])
-            args = (key, *args[1:])
-        elif OBJECT in (kwargs or {}):
-            key = self.key_of(kwargs[OBJECT])
-            kwargs = {**kwargs, OBJECT: key}
-        else:
-            raise TypeError(f"{self.name} needs the primary key of an object.")
-        given = options.get("run_context")
-        context = PlainContext() if given is None else PlainContext.of(given)
-        if not context.model:
-            label = self.model._meta.concrete_model._meta.label_lower
-            options["run_context"] = replace(context, model=label, object_id=str(key))
-        return super()._invocation(args, kwargs, task_id, options)
-
-
-@cache
-def _read_signature(task: ModelTask) -> Signature:
-    signature = read_signature(task.run)
-    first, *others = signature.parameters
-    about = replace(first, annotation=task.model, has_annotation=True)
-    return replace(signature, parameters=tuple(map(with_model_keys, (about, *others))))
 
 
 class BoundModelTask:
@@ -157,15 +81,18 @@ class BoundModelTask:
 
         As ``TaskRunner(user).run``, which checks what the user may do, and the arguments.
         """
-        task, runner = self.task, TaskRunner(user)
-        return runner.run(
-            task.name,
-            (self._key, *args),
-            kwargs,
-            obj=self.obj,
-            reason=reason,
-            headers=self._headers,
-        )
+        runner = TaskRunner(user, objects=self._objects_for(user))
+        try:
+            return runner.run(
+                self.task.name,
+                (self._key, *args),
+                kwargs,
+                obj=self.obj,
+                reason=reason,
+                headers=self._headers,
+            )
+        except AlreadyActive as error:
+            return error.run
 
     def delay(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Call the task for trusted code, as Celery's ``delay``."""
@@ -223,6 +150,18 @@ class BoundModelTask:
         alias = router.db_for_write(type(self.obj), instance=self.obj)
         return None if alias == router.db_for_write(self.task.model) else {DATABASE_HEADER: alias}
 
+    def _objects_for(self, user: AnyUser | None) -> ObjectSource:
+        """Return where the objects in the arguments are looked for: this one where it is."""
+        usual, own = objects_for(user), type(self.obj)._meta.concrete_model
+        alias = router.db_for_write(type(self.obj), instance=self.obj)
+
+        def source(model: type[models.Model]) -> models.QuerySet[Any] | None:
+            found = usual(model)
+            is_own = found is not None and model._meta.concrete_model is own
+            return model._base_manager.using(alias) if is_own else found
+
+        return source
+
     def _with_headers(self, options: dict[str, Any]) -> dict[str, Any]:
         own = self._headers
         return (
@@ -250,9 +189,10 @@ class ModelMethod:
 class ModelTaskMethod:
     """What ``@model_task`` leaves in the place of a method."""
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-        self.function = function
-        self.options = options
+    def __init__(
+        self, function: Callable[..., Any], needs: Sequence[str], options: Mapping[str, Any]
+    ) -> None:
+        self.function, self.needs, self.options = function, tuple(needs), options
         self.name = function.__name__
         update_wrapper(self, function)
 
@@ -302,8 +242,8 @@ def model_task(function: Callable[..., Any] | None = None, /, **options: Any) ->
     Each model that has the method gets a task of its own, ``<module>.<Class>.<method>``.
     """
     if function is None:
-        return lambda given: _method(given, options)
-    return _method(function, options)
+        return lambda given: _method(given, **options)
+    return _method(function)
 
 
 def model_tasks_of(model: type[models.Model]) -> list[ModelTask]:
@@ -316,7 +256,7 @@ def _task(name: str) -> ModelTask:
     return task
 
 
-def _method(function: Any, options: Mapping[str, Any]) -> ModelTaskMethod:
+def _method(function: Any, *, depends_on: Sequence[str] = (), **options: Any) -> ModelTaskMethod:
     """Return a method with its options; raises TypeError for what can't be a task."""
     if not inspect.isroutine(function) or isinstance(function, staticmethod | classmethod):
         raise TypeError(f"@model_task is for methods of an object, not for {function!r}.")
@@ -329,7 +269,8 @@ def _method(function: Any, options: Mapping[str, Any]) -> ModelTaskMethod:
     base = options.get("base", ModelTask)
     if not (isinstance(base, type) and issubclass(base, ModelTask)):
         raise TypeError(f"The base of {function.__qualname__} has to be a ModelTask.")
-    return ModelTaskMethod(function, options)
+    needs = [depends_on] if isinstance(depends_on, str) else depends_on
+    return ModelTaskMethod(function, needs, options)
 
 
 def _register(sender: type[models.Model], **kwargs: Any) -> None:
@@ -338,18 +279,26 @@ def _register(sender: type[models.Model], **kwargs: Any) -> None:
         # A model of a migration, or of a test alone.
         return
     methods = _methods_of(sender)
+    if not methods:
+        return
+    if isinstance(sender._meta.pk, models.CompositePrimaryKey):
+        raise ImproperlyConfigured(
+            f"{sender.__name__} has a primary key of several columns, by which the journal can't "
+            f"name an object: {', '.join(methods)} can't be model tasks."
+        )
+    _check_needs(sender, methods)
+    # A proxy shows the same rows: what it does not change is the same task.
     concrete = sender._meta.concrete_model
-    inherited = _methods_of(concrete) if concrete is not sender else {}
-    names: dict[str, str] = {}
-    for method_name, method in methods.items():
-        if inherited.get(method_name) is method:
-            # A proxy shows the same rows: it is the same task.
-            names[method_name] = _names[concrete][method_name]
-        else:
-            names[method_name] = f"{sender.__module__}.{sender.__name__}.{method_name}"
-            _make(sender, method, names[method_name])
-    if names:
-        _names[sender] = names
+    shared = {} if concrete is sender else _methods_of(concrete)
+    own = {name: method for name, method in methods.items() if shared.get(name) is not method}
+    names = _names[sender] = {
+        name: f"{sender.__module__}.{sender.__name__}.{name}"
+        if name in own
+        else _names[concrete][name]
+        for name in methods
+    }
+    for method in own.values():
+        _make(sender, method, names)
 
 
 def _methods_of(model: type[models.Model]) -> dict[str, ModelTaskMethod]:
@@ -360,22 +309,56 @@ def _methods_of(model: type[models.Model]) -> dict[str, ModelTaskMethod]:
     return {name: item for name, item in found.items() if isinstance(item, ModelTaskMethod)}
 
 
-def _make(model: type[models.Model], method: ModelTaskMethod, name: str) -> None:
+def _check_needs(model: type[models.Model], methods: Mapping[str, ModelTaskMethod]) -> None:
+    """Raise ImproperlyConfigured for what can't be run before a task of the model."""
+    for method in methods.values():
+        for name in method.needs:
+            if name not in methods:
+                raise ImproperlyConfigured(
+                    f"{model.__name__}.{method.name} depends on {name!r}, which is no model task "
+                    f"of {model.__name__}."
+                )
+            if required := _required(methods[name]):
+                raise ImproperlyConfigured(
+                    f"{model.__name__}.{method.name} depends on {name!r}, which can't be run "
+                    f"without arguments: it requires {', '.join(required)}."
+                )
+    _refuse_circles(model, {name: method.needs for name, method in methods.items()})
+
+
+def _required(method: ModelTaskMethod) -> list[str]:
+    """Return the parameters that every call has to give."""
+    _self, *others = inspect.signature(method.function).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        item.name for item in others if item.default is item.empty and item.kind not in variadic
+    ]
+
+
+def _refuse_circles(model: type[models.Model], needs: Mapping[str, Sequence[str]]) -> None:
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        way = " -> ".join(reversed(error.args[1]))
+        raise ImproperlyConfigured(
+            f"The model tasks of {model.__name__} depend on each other in a circle: {way}."
+        ) from error
+
+
+def _make(model: type[models.Model], method: ModelTaskMethod, names: Mapping[str, str]) -> None:
     """Register the task of a method of a model with each Celery app, also with later ones."""
-    options = dict(method.options)
-    needs = options.pop("depends_on", ())
-    given = options.get("unique_on")
-    if given is not None and OBJECT not in given:
-        options["unique_on"] = (OBJECT, *given)
-    options = {
-        "base": ModelTask,
-        "title": pretty_name(method.name),
-        **options,
-        "needs": tuple(needs),
+    options = {"base": ModelTask, "title": pretty_name(method.name), **method.options}
+    options |= {
+        "name": names[method.name],
+        "bind": True,
+        "needs": tuple(names[name] for name in method.needs),
         "model": model,
         "method_name": method.name,
     }
-    shared_task(name=name, bind=True, **options)(_body(method, model))
+    unique_on = options.get("unique_on")
+    if unique_on is not None and OBJECT not in unique_on:
+        options["unique_on"] = (OBJECT, *unique_on)
+    shared_task(**options)(_body(method, model))
 
 
 def _body(method: ModelTaskMethod, model: type[models.Model]) -> Callable[..., Any]:

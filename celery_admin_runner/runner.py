@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from celery_admin_runner import control, dependencies, ignoring, unique
-from celery_admin_runner.base import DjangoTask, OwnOptions
+from celery_admin_runner.base import DjangoTask, Invocation
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import Call, InvalidCall, prepare_call, signature_of
 from celery_admin_runner.cancelling import AWAITED, CLAIMABLE, ask_to_stop, check_can_kill
@@ -47,6 +47,7 @@ from celery_admin_runner.exceptions import (
 from celery_admin_runner.messages import Message, kept_message
 from celery_admin_runner.model_keys import ObjectSource
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
+from celery_admin_runner.object_tasks import ModelTask, start_needed
 from celery_admin_runner.options import (
     OPTIONS,
     earliest_start,
@@ -474,14 +475,73 @@ class TaskRunner:
             raise InvalidArguments({ALL: [_("This task needs a reason.")]})
         task = find_task(info.name)
         call = prepare_call(task, args, kwargs, user=self.user, objects=self.objects)
-        stored, task_id = stored_options(plain), str(uuid4())
         same = _sameness(task, call, plain, now)
+        enter = partial(
+            self._enter, info, task, call, plain, same, now=now, options=options, eta=eta
+        )
+        if not isinstance(task, ModelTask):
+            return enter(depends_on=depends_on, **fields)
+        obj = task.object_in(call.args, call.kwargs)
+        fields = {**_about(obj), **fields}
+        if same.success is not None or not task.needs:
+            return enter(depends_on=depends_on, **fields)
+        with transaction.atomic(using=_database()):
+            needed = self._start_needed(task, obj, plain, fields["reason"], now)
+            return enter(depends_on=[*depends_on, *needed], **fields)
+
+    def _start_needed(
+        self,
+        task: ModelTask,
+        obj: models.Model,
+        options: Mapping[str, Any],
+        reason: str,
+        now: datetime,
+    ) -> list[TaskRunRecord]:
+        """Start what a task on a method needs to have run before; return what it waits for.
+
+        This user must be allowed to run it.
+        """
+
+        def start(task_name: str, depends_on: Sequence[TaskRunRecord]) -> TaskRunRecord:
+            try:
+                return self._start(
+                    self._permitted(task_name),
+                    (obj.pk,),
+                    {},
+                    now=now,
+                    options=task.passed_on(options),
+                    eta=None,
+                    depends_on=depends_on,
+                    reason=reason,
+                    source=Source.DEPENDENCY,
+                )
+            except AlreadyActive as error:
+                return error.run
+
+        return start_needed(task, obj.pk, start, now=now)
+
+    def _enter(
+        self,
+        info: TaskInfo,
+        task: Task,
+        call: Call,
+        plain: dict[str, Any],
+        same: _Sameness,
+        *,
+        now: datetime,
+        options: Mapping[str, Any],
+        eta: datetime | None,
+        depends_on: Sequence[TaskRunRecord],
+        **fields: Any,
+    ) -> TaskRunRecord:
+        """Record a call that was checked, and send it on commit."""
+        stored, task_id = stored_options(plain), str(uuid4())
         kept = kept_fields(eta, depends_on, now)
         if kept and (call.has_secrets or has_mask(stored)):
             raise InvalidArguments(
                 {ALL: [_("A secret can't be kept until later: run this task now.")]}
             )
-        _tell_of_call(task, call, task_id, plain)
+        invocation = _told_of(task, call, task_id, plain)
         fate = kept or {"dispatch_id": uuid4(), "claimed_at": now}
         if same.success is not None:
             fate, depends_on = ignoring.ignored_fields(same.success, now), ()
@@ -505,8 +565,9 @@ class TaskRunner:
             ),
             **fields,
         )
-        if same.success is not None:
-            ignored = partial(_tell_of_ignored, task, call, run, plain)
+        if same.success is not None and invocation is not None:
+            result = task.AsyncResult(task_id)
+            ignored = partial(invocation.tell, "on_invocation_ignored", result)
             transaction.on_commit(ignored, using=_database())
         if kept or run.is_finished:
             return run
@@ -671,7 +732,7 @@ def _sameness(task: Task, call: Call, options: Mapping[str, Any], now: datetime)
         if not is_unique and not is_ignoring:
             return _Sameness()
         key = unique.key_of(task, call.args, call.kwargs)
-        limit = unique.stale_after(task, OwnOptions(), options) if is_unique else None
+        limit = unique.stale_after(task, unique.NOTHING_OWN, options) if is_unique else None
     except (ImproperlyConfigured, NotEncodable) as error:
         raise InvalidArguments({ALL: [str(error)]}) from error
     success = ignoring.open_window(key, now, _database()) if is_ignoring else None
@@ -688,7 +749,7 @@ def _limit_again(task: Task, run: TaskRunRecord) -> timedelta | None:
         is_unique = unique.is_unique(task) or not ignoring.is_ignoring(task)
         if not run.unique_key or not is_unique or not isinstance(task, DjangoTask):
             return None
-        return unique.stale_after(task, OwnOptions(), from_plain(run.options))
+        return unique.stale_after(task, unique.NOTHING_OWN, from_plain(run.options))
     except ImproperlyConfigured as error:
         raise NotSendable(str(error)) from error
 
@@ -697,19 +758,17 @@ def _taken_text() -> str:
     return _("The same call is active already: sent again, this one would be a second.")
 
 
-def _tell_of_call(task: Task, call: Call, task_id: str, options: Mapping[str, Any]) -> None:
-    """Tell a DjangoTask that it was called."""
-    if isinstance(task, DjangoTask):
-        result = task.AsyncResult(task_id)
-        task.on_invocation_apply(task_id, call.args, call.kwargs, options, result)
-
-
-def _tell_of_ignored(
-    task: DjangoTask, call: Call, run: TaskRunRecord, options: Mapping[str, Any]
-) -> None:
-    """Tell a DjangoTask that a call of it was ignored."""
-    result = task.AsyncResult(run.task_id)
-    task.on_invocation_ignored(run.task_id, call.args, call.kwargs, run.task_id, options, result)
+def _told_of(
+    task: Task, call: Call, task_id: str, options: Mapping[str, Any]
+) -> Invocation | None:
+    """Tell a DjangoTask that it was called, and return the call; None for another task."""
+    if not isinstance(task, DjangoTask):
+        return None
+    invocation = Invocation(
+        task=task, args=call.args, kwargs=call.kwargs, task_id=task_id, options=options
+    )
+    task._tell_of(invocation)
+    return invocation
 
 
 def _about(obj: models.Model | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ LAYERS = (
     {"calls", "archive", "late", "startup", "results", "dispatch", "statements", "options"}
     | {"rights", "scheduling", "dependencies", "leases"},
     {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
-    {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database"},
+    {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
     {"forms", "model_tasks", "receivers", "backends", "dispatcher", "invocations", "commands"},
     {"admin", "management", "checks", "task_checks", "tasks", "bootsteps"},
