@@ -18,9 +18,9 @@ from celery.utils.time import maybe_iso8601
 from django.db import DEFAULT_DB_ALIAS, transaction
 
 from celery_admin_runner.attempts import Attempt
-from celery_admin_runner.contexts import PlainContext, RunContext, context_of
+from celery_admin_runner.contexts import PlainContext, RunContext, context_of, starter_of
 from celery_admin_runner.handles import OnCommitResult, Sending
-from celery_admin_runner.headers import CONTEXT_HEADER, marks_run
+from celery_admin_runner.headers import CONTEXT_HEADER, KEY_HEADER, marks_run
 from celery_admin_runner.queues import TaskQueue, default_options
 
 logger = logging.getLogger("celery_admin_runner")
@@ -352,8 +352,15 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         """Let calls with these arguments be ignored for a while, if this run succeeds.
 
         For the body of the task. ``ignore_task_timedelta``: for how long; None: as the task
-        says. Raises ValueError if neither does.
+        says. Raises ValueError if neither does, and for a task that says nothing of being
+        ignored, nor did the caller: nobody would look whether its calls are.
         """
+        is_ignoring = self.ignore_task_after_success or self.ignore_task_timedelta is not None
+        if not is_ignoring and KEY_HEADER not in (self.request.headers or {}):
+            raise ValueError(
+                f"{self.name}: its calls are never ignored. Give the task an "
+                "ignore_task_timedelta, and they can be."
+            )
         window = ignore_task_timedelta or self.ignore_task_timedelta
         if window is None:
             raise ValueError(f"{self.name}: for how long? Give ignore_task_timedelta.")
@@ -365,7 +372,8 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
 
         If nobody said it with the call: who started the task that made it.
         """
-        return context_of(self.request.headers)
+        headers = self.request.headers
+        return context_of(headers) or starter_of(headers)
 
     def on_invocation_apply(
         self, invocation_id: str, args: Any, kwargs: Any, options: Any, result: Any

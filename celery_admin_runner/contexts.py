@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from kombu.utils.json import register_type
 
-from celery_admin_runner.headers import CONTEXT_HEADER
+from celery_admin_runner.headers import CONTEXT_HEADER, ROW_HEADER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,11 @@ class PlainContext:
         if isinstance(context, PlainContext):
             return context
         user, obj = context.user, context.obj
+        if user is not None and user.is_anonymous:
+            user = None
         for instance in (user, obj):
-            if instance is not None and instance.pk is None:
+            # A primary key that is made beforehand, as a UUID, tells nothing.
+            if instance is not None and (instance.pk is None or instance._state.adding):
                 raise ValueError(f"{instance!r} is not saved: a run can't be about it.")
         return cls(
             user_pk="" if user is None else str(user.pk),
@@ -74,10 +77,22 @@ class PlainContext:
         )
 
 
+_LENGTH = len(fields(PlainContext))
+
+
 def context_of(headers: Mapping[str, Any] | None) -> PlainContext | None:
     """Return the context in the headers of a message; None if it has none."""
     values = (headers or {}).get(CONTEXT_HEADER)
-    return PlainContext.from_values(values) if isinstance(values, list) else None
+    is_context = isinstance(values, list) and len(values) == _LENGTH
+    return PlainContext.from_values(values) if is_context else None
+
+
+def starter_of(headers: Mapping[str, Any] | None) -> PlainContext | None:
+    """Return the user of the run in the headers of its message, as a context; None if none."""
+    row = (headers or {}).get(ROW_HEADER)
+    if not isinstance(row, list) or len(row) != 3 or not row[1]:
+        return None
+    return PlainContext(user_pk=row[1], user_name=row[2])
 
 
 def register_types() -> None:
