@@ -118,6 +118,21 @@ def test_as_json_too_objects_are_limited_as_their_admin_limits_them() -> None:
 
 
 @pytest.mark.django_db
+def test_a_plain_select_sends_primary_keys_and_shows_what_is_selected() -> None:
+    kind = ContentType.objects.first()
+    one, many = task_of(ContentType), task_of(list[ContentType])
+    root = make_superuser()
+
+    shown = [form_of(task, user=root) for task in (one, many)]
+    again = [form_of_post(task, root, {"value": [str(kind.pk)]}) for task in (one, many)]
+
+    for form in shown:
+        assert f'<option value="{kind.pk}">' in str(form.parameters["value"])
+    for form in again:
+        assert f'<option value="{kind.pk}" selected>' in str(form.parameters["value"])
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("typed", ["x", "0", "1\x00", "9" * 40])
 def test_an_object_that_does_not_exist_is_an_error(typed: str) -> None:
     for task in (task_of(ContentType), task_of(list[ContentType])):

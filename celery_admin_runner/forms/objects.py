@@ -88,8 +88,9 @@ class ObjectField(ParameterField, forms.ModelChoiceField):  # type: ignore[type-
         return None if found is None else found.pk
 
     def prepare_value(self, value: Any) -> Any:
-        """Return what the widget shows."""
-        return value if _can_look_up(self, value) else None
+        """Return what the widget shows; a select asks it for each object too."""
+        shown = _key_of(value)
+        return shown if _can_look_up(self, shown) else None
 
 
 class ObjectsField(ParameterField, forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
@@ -109,12 +110,19 @@ class ObjectsField(ParameterField, forms.ModelMultipleChoiceField):  # type: ign
         return list(keys)
 
     def prepare_value(self, value: Any) -> Any:
-        """Return what the widget shows."""
-        return [item for item in value or () if _can_look_up(self, item)]
+        """Return what the widget shows; a select asks it for each object too."""
+        if isinstance(value, models.Model):
+            return _key_of(value)
+        return [item for item in map(_key_of, value or ()) if _can_look_up(self, item)]
 
     def shown(self, value: Any) -> list[Any]:
         """Return the primary keys."""
         return list(value)
+
+
+def _key_of(value: Any) -> Any:
+    """Return the primary key of an object; anything else as it is."""
+    return value.pk if isinstance(value, models.Model) else value
 
 
 def _primary_key(model: type[models.Model], typed: Any) -> Any:
