@@ -28,7 +28,7 @@ from django.utils import timezone
 from django_celery_results.backends.database import DatabaseBackend as GroupBackend
 from kombu.exceptions import EncodeError
 
-from celery_admin_runner import tracking
+from celery_admin_runner import ignoring, tracking
 from celery_admin_runner.calls import secrets_of
 from celery_admin_runner.conf import settings
 from celery_admin_runner.encoding import to_plain
@@ -278,6 +278,9 @@ class DatabaseBackend(GroupBackend):  # type: ignore[misc]
         if is_end and request is not None:
             fields["children"] = self.current_task_children(request)
         now = timezone.now()
+        if is_end and request is not None and status == states.SUCCESS:
+            task = self.app.tasks.get(getattr(request, "task", None))
+            fields |= ignoring.arming(task, request, now)
         if is_end and status == states.RETRY:
             # Celery 5.7 tells of it while it handles the exception that asks for it.
             fields["eta"] = due(getattr(sys.exc_info()[1], "when", None), now)

@@ -23,6 +23,13 @@ IGNORE_HEADER = "celery_admin_runner_ignore"
 DATABASE_HEADER = "celery_admin_runner_database"
 #: What the calls that are the same as this one have in common (``unique_key`` of its row).
 KEY_HEADER = "celery_admin_runner_key"
+#: Each message of a run gets these anew, by its row.
+OF_THE_RUN = frozenset(
+    {
+        *(RUN_HEADER, ROW_HEADER, MASKED_ARGS_HEADER, MASKED_KWARGS_HEADER),
+        *(CONTEXT_HEADER, KEY_HEADER),
+    }
+)
 #: By this header django-celery-beat 2.9 tells which entry of its schedule it sends; so do we
 #: for a run of a periodic task that was started by hand.
 PERIODIC_HEADER = "periodic_task_name"

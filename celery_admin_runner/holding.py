@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 
+from celery_admin_runner import dependencies, unique
 from celery_admin_runner.base import Invocation
 from celery_admin_runner.calls import as_received, same
 from celery_admin_runner.conf import settings
@@ -29,20 +30,19 @@ from celery_admin_runner.encoding import (
     storable_text,
     to_plain,
 )
-from celery_admin_runner.exceptions import CeleryAdminRunnerError, NotEncodable
-from celery_admin_runner.headers import (
-    MASKED_ARGS_HEADER,
-    MASKED_KWARGS_HEADER,
-    ROW_HEADER,
-    RUN_HEADER,
-    marks_run,
+from celery_admin_runner.exceptions import (
+    ALL,
+    CeleryAdminRunnerError,
+    InvalidArguments,
+    NotEncodable,
 )
+from celery_admin_runner.headers import OF_THE_RUN
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.options import OPTIONS, is_far
 from celery_admin_runner.publishing import moment, origin
 from celery_admin_runner.recording import AWAY, FAULTS, database, note_fault, record
 from celery_admin_runner.redaction import has_mask, masked
-from celery_admin_runner.registry import CELERY_PREFIX, celery_app, get_task_info
+from celery_admin_runner.registry import celery_app, get_task_info
 from celery_admin_runner.scheduling import kept_fields
 from celery_admin_runner.states import State
 from celery_admin_runner.storing import stored_call
@@ -56,8 +56,6 @@ _NOT_KEPT = frozenset(
         *("producer", "publisher", "retry", "retry_policy", "timeout", "confirm_timeout"),
     }
 )
-#: Headers by which messages of ours are known; each message gets its own.
-_OWN_HEADERS = {RUN_HEADER, ROW_HEADER, MASKED_ARGS_HEADER, MASKED_KWARGS_HEADER}
 #: Celery's own tasks that call another one many times, by arguments that are no signatures.
 _MANY_CALLS = frozenset({"celery.chunks", "celery.map", "celery.starmap"})
 #: The longest id that fits.
@@ -67,34 +65,52 @@ _ID_MAX_LENGTH = 255
 _ARGUMENTS_BEFORE = range(4)
 
 
+#: Inserts a row by the connection of this alias.
+Saver = Callable[[TaskRunRecord, str], None]
+
+
 class NotKeepable(CeleryAdminRunnerError):
     """The delayed call can't be kept as it is; the message says why."""
 
 
 def hold(
-    invocation: Invocation, fields: Mapping[str, Any] | None = None
+    invocation: Invocation,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    limit: timedelta | None = None,
 ) -> AsyncResult | None:
     """Keep a delayed call in the database, and return its result; None: the broker gets it.
 
-    ``fields`` are more of its row; raises KeyTaken if another run has its ``active_key``.
+    ``fields`` are more of its row; ``limit`` is how long another run may have its
+    ``active_key``, if it has one: raises KeyTaken.
 
-    That one also gets what the database could not give back just as it was, and what it does
+    The broker also gets what the database could not give back just as it was, and what it does
     not take just now; where it may have it all the same, its error is raised. In a transaction
     the row belongs to it, and an error of the database is raised: a rollback leaves neither row
     nor message.
+
+    A call that waits for other runs is always kept. Raises InvalidArguments if it can't be, or
+    if one of them is gone, and the error of the database.
     """
-    if not settings.SCHEDULE_ETA or not _is_delayed(invocation.options):
+    depends_on = _awaited(invocation.own.depends_on)
+    if not depends_on and not (settings.SCHEDULE_ETA and _is_delayed(invocation.options)):
         return None
-    now = timezone.now()
-    task = invocation.task
+    now, task = timezone.now(), invocation.task
     try:
         eta = _eta(invocation.options, now)
-        if eta <= now or _goes_on_at_once(invocation):
+        if depends_on:
+            _refuse_chords(invocation)
+        elif eta is None or eta <= now or _goes_on_at_once(invocation):
             return None
-        run = _row(invocation, eta, now, fields or {})
+        run = _row(invocation, eta, depends_on, now, fields or {})
     except NotKeepable as error:
+        if depends_on:
+            raise InvalidArguments({ALL: [str(error)]}) from error
         logger.info("The broker keeps a delayed call of %s: %s", task.name, error)
         return None
+    if limit is not None and run.active_key is not None:
+        # Nobody is to hear of a result that there will not be.
+        unique.check_free(run.active_key, run.task_id, limit, now, database())
     is_ignored = invocation.options.get("ignore_result", task.ignore_result)
     result = task.AsyncResult(run.task_id)
     result.ignored = is_ignored
@@ -102,25 +118,40 @@ def hold(
         # So that it hears of the result, as when Celery 5.7 sends a message.
         with task.app.producer_or_acquire(_producer(invocation.options)) as producer:
             task.app.backend.on_task_call(producer, run.task_id)
-    if not _insert(run):
+    save = partial(_save, depends_on=depends_on, limit=limit)
+    if depends_on:
+        _insert_waiting(run, save)
+    elif not _insert(run, save):
         return None
     if invocation.options.get("add_to_parent", True):
         _add_to_parent(result)
     return result
 
 
+def _awaited(depends_on: Sequence[Any]) -> list[TaskRunRecord]:
+    """Return the runs to wait for, each once; raises TypeError for what is none."""
+    runs = list(depends_on)
+    for run in runs:
+        if not isinstance(run, TaskRunRecord) or run.pk is None:
+            raise TypeError(f"depends_on takes runs of the journal, and not {run!r}.")
+    return list({run.pk: run for run in runs}.values())
+
+
 def _is_delayed(options: Mapping[str, Any]) -> bool:
     return bool(options.get("eta") or options.get("countdown"))
 
 
-def _eta(options: Mapping[str, Any], now: datetime) -> datetime:
+def _eta(options: Mapping[str, Any], now: datetime) -> datetime | None:
     """Return the earliest start; Celery 5.7 prefers the countdown, if it is given and not 0."""
-    countdown = options.get("countdown")
-    return _moment(countdown, now) if countdown else _moment(options["eta"], now)
+    given = options.get("countdown") or options.get("eta")
+    return moment_from(given, now) if given else None
 
 
-def _moment(value: Any, now: datetime) -> datetime:
-    """Return the moment that Celery makes of an ``eta``, or of seconds from now."""
+def moment_from(value: Any, now: datetime) -> datetime:
+    """Return the moment that Celery makes of an ``eta``, or of seconds from now.
+
+    Raises NotKeepable for what is none, or far.
+    """
     if isinstance(value, int | float):
         try:
             counted = now + timedelta(seconds=value)
@@ -136,25 +167,25 @@ def _moment(value: Any, now: datetime) -> datetime:
 
 
 def _goes_on_at_once(invocation: Invocation) -> bool:
-    """Tell whether the broker has to get a call though it is delayed.
+    """Tell whether the broker has to get a call though it is delayed."""
+    return bool(invocation.task.app.conf.task_always_eager or _is_in_chord(invocation.options))
 
-    A task's next attempt, or what replaces it, has the id of the run that it goes on with. And
-    whether a chord's body starts is counted by Celery's result backend, which forgets after
+
+def _is_in_chord(options: Mapping[str, Any]) -> bool:
+    """Tell whether the end of a call, or of the chain that it begins, is waited for by a chord.
+
+    Whether a chord's body starts is counted by Celery's result backend, which forgets after
     ``result_expires``; nobody would count a member that was cancelled here.
     """
-    options, app = invocation.options, invocation.task.app
-    running = current_app.current_worker_task
+    members = options.get("chain") or ()
     return bool(
-        app.conf.task_always_eager
-        or options.get("retries")
-        or (running is not None and running.request.id == invocation.task_id)
-        # A dispatcher sends it now; an ``apply_async`` of the project's own delays it anew.
-        or marks_run(options.get("headers"), invocation.task_id)
-        or options.get("chord")
-        or any(_options_of(member).get("chord") for member in options.get("chain") or ())
-        # With ``task_cls`` Celery's own tasks are DjangoTasks too.
-        or invocation.task.name.startswith(CELERY_PREFIX)
+        options.get("chord") or any(_options_of(member).get("chord") for member in members)
     )
+
+
+def _refuse_chords(invocation: Invocation) -> None:
+    if _is_in_chord(invocation.options):
+        raise NotKeepable("A member of a chord can't wait for other runs.")
 
 
 def _options_of(signature: Any) -> Mapping[str, Any]:
@@ -162,9 +193,13 @@ def _options_of(signature: Any) -> Mapping[str, Any]:
 
 
 def _row(
-    invocation: Invocation, eta: datetime, now: datetime, fields: Mapping[str, Any]
+    invocation: Invocation,
+    eta: datetime | None,
+    depends_on: Sequence[TaskRunRecord],
+    now: datetime,
+    fields: Mapping[str, Any],
 ) -> TaskRunRecord:
-    """Return the row of a delayed call, not saved yet; raises NotKeepable."""
+    """Return the row of a call that is kept, not saved yet; raises NotKeepable."""
     task = invocation.task
     _refuse_strangers(invocation)
     args, kwargs = _checked_arguments(invocation)
@@ -185,10 +220,10 @@ def _row(
         canvas=canvas,
         queue=str(options.get("queue") or get_task_info(task.name).queue)[:255],
         **{**origin(headers), **fields},
-        **kept_fields(eta, (), now),
+        **kept_fields(eta, depends_on, now),
         created_at=now,
         eta=eta,
-        expires_at=None if expires is None else _moment(from_plain(expires), now),
+        expires_at=None if expires is None else moment_from(from_plain(expires), now),
     )
     if call.secrets or not run.can_be_repeated:
         raise NotKeepable("Not all of it may be stored, or can be stored as it is.")
@@ -242,7 +277,7 @@ def _options(invocation: Invocation) -> dict[str, Any]:
     given = {name: invocation.options.get(name) for name in OPTIONS}
     given["queue"] = _queue_name(invocation)
     headers = given["headers"] or {}
-    own = {name: value for name, value in headers.items() if name not in _OWN_HEADERS}
+    own = {name: value for name, value in headers.items() if name not in OF_THE_RUN}
     given["headers"] = own or None
     return {name: value for name, value in given.items() if value is not None}
 
@@ -345,7 +380,18 @@ def _refuse_changes(invocation: Invocation, given: Any, stored: Any) -> None:
         raise NotKeepable("A worker would receive other arguments than were given.")
 
 
-def _insert(run: TaskRunRecord) -> bool:
+def _insert_waiting(run: TaskRunRecord, save: Saver) -> None:
+    """Record a call that waits for other runs, in the caller's transaction if there is one.
+
+    Raises KeyTaken, DatabaseError and InvalidArguments.
+    """
+    using = str(router.db_for_write(TaskRunRecord))
+    _forget_deleted_user(run, using)
+    save(run, using)
+    dependencies.settle_on_commit(run)
+
+
+def _insert(run: TaskRunRecord, save: Saver) -> bool:
     """Record a delayed call; False: it could not be recorded, and nobody knows of it.
 
     Raises DatabaseError where nobody can tell: with the broker too, it could run twice.
@@ -353,14 +399,14 @@ def _insert(run: TaskRunRecord) -> bool:
     alias = str(router.db_for_write(TaskRunRecord))
     if connections[alias].in_atomic_block:
         _forget_deleted_user(run, alias)
-        return _inserted(run, alias)
+        return _inserted(run, alias, save)
     is_unclear = False
 
     def insert() -> bool:
         nonlocal is_unclear
         using = database()
         try:
-            return _inserted(run, using)
+            return _inserted(run, using, save)
         except AWAY:
             is_unclear = is_unclear or _has_broken(using)
             raise
@@ -390,12 +436,12 @@ def _forget_deleted_user(run: TaskRunRecord, using: str) -> None:
         run.run_by_id = None
 
 
-def _inserted(run: TaskRunRecord, using: str) -> bool:
+def _inserted(run: TaskRunRecord, using: str, save: Saver) -> bool:
     """Insert the row; True also if it is there already: a member of a chain whose task before
-    it was delivered twice. Raises DatabaseError.
+    it was delivered twice. Raises DatabaseError and KeyTaken.
     """
     try:
-        _save(run, using)
+        save(run, using)
     except IntegrityError:
         known = TaskRunRecord.objects.using(using).filter(task_id=run.task_id).first()
         if known is not None:
@@ -403,17 +449,36 @@ def _inserted(run: TaskRunRecord, using: str) -> bool:
         if run.run_by_id is None:
             raise
         run.run_by_id = None
-        _save(run, using)
+        save(run, using)
     return True
 
 
-def _save(run: TaskRunRecord, using: str) -> None:
-    """Insert the row; an error leaves the caller's transaction, if there is one, as it was."""
-    if not connections[using].in_atomic_block:
-        run.save(force_insert=True, using=using)
-        return
-    with transaction.atomic(using=using):
-        run.save(force_insert=True, using=using)
+def _save(
+    run: TaskRunRecord,
+    using: str,
+    *,
+    depends_on: Sequence[TaskRunRecord] = (),
+    limit: timedelta | None = None,
+) -> None:
+    """Insert the row; an error leaves the caller's transaction, if there is one, as it was.
+
+    Raises KeyTaken if another run has its ``active_key``.
+    """
+
+    def write() -> None:
+        if depends_on:
+            dependencies.record_waiting(run, depends_on)
+        elif connections[using].in_atomic_block:
+            with transaction.atomic(using=using):
+                run.save(force_insert=True, using=using)
+        else:
+            run.save(force_insert=True, using=using)
+
+    if limit is None or run.active_key is None:
+        write()
+    else:
+        now = run.created_at
+        unique.take(run.active_key, write, limit=limit, now=now, using=using, task_id=run.task_id)
 
 
 def _is_same(known: TaskRunRecord, run: TaskRunRecord) -> bool:

@@ -11,8 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 from celery_admin_runner.base import IGNORE_FOR, DjangoTask, OwnOptions
 from celery_admin_runner.headers import IGNORE_HEADER, KEY_HEADER
 from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.states import State
 from celery_admin_runner.statements import Window
+from celery_admin_runner.states import State
 
 #: What is kept as the exception of a call that was ignored.
 IGNORED = "Skipped: the same call succeeded at {at}, and is ignored until {until}."

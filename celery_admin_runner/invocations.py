@@ -2,172 +2,323 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from celery import current_app
 from celery.result import AsyncResult, EagerResult
-from django.db import connections, transaction
+from django.db import IntegrityError
 from django.utils import timezone
 
-from celery_admin_runner import holding, ignoring, unique
-from celery_admin_runner.base import Invocation, intercept
+from celery_admin_runner import holding, ignoring, publishing, unique
+from celery_admin_runner.attempts import Attempt
+from celery_admin_runner.base import DjangoTask, Invocation, intercept, look_up
+from celery_admin_runner.broker import UNUSABLE_ADDRESS, describe, describe_address
 from celery_admin_runner.contexts import PlainContext
-from celery_admin_runner.headers import CONTEXT_HEADER, ROW_HEADER, RUN_HEADER
-from celery_admin_runner.messages import row_header
-from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.publishing import context_fields, origin
-from celery_admin_runner.recording import database, journal, report
+from celery_admin_runner.exceptions import TaskNotFound
+from celery_admin_runner.headers import IGNORE_HEADER, KEY_HEADER
+from celery_admin_runner.models import NAME_MAX_LENGTH, TaskRunRecord
+from celery_admin_runner.recording import database, journal, record, report
+from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.registry import CELERY_PREFIX, get_task_info
 from celery_admin_runner.states import State
-from celery_admin_runner.storing import stored_call
+from celery_admin_runner.storing import StoredCall, stored_call
 
 #: With these a call belongs to a canvas, of which somebody counts, or waits for, each member.
-_CANVAS = ("group_id", "chord", "chain", "link")
+_CANVAS = ("group_id", "chord", "chain", "link", "link_error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sameness:
+    """What a call has to do with calls that are the same."""
+
+    #: "": nothing.
+    key: str = ""
+    #: After how long another run no longer keeps it from running; None: none does.
+    limit: timedelta | None = None
+    is_ignoring: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of its row."""
+        return {"unique_key": self.key, "active_key": None if self.limit is None else self.key}
 
 
 def connect() -> None:
     """Answer for the calls of DjangoTasks from now on."""
     intercept(answer)
+    look_up(is_processing)
 
 
 def answer(invocation: Invocation) -> AsyncResult | None:
-    """Answer for a call that has something to do with the journal; None: it is just sent."""
-    if not _has_row(invocation) or _goes_on(invocation):
+    """Answer for a call that has something to do with the journal; None: it is just sent.
+
+    Raises DatabaseError if the journal does not answer and the call depends on what it knows.
+    """
+    if _goes_on(invocation):
+        return None
+    if not has_row(invocation):
         return holding.hold(invocation)
-    task, now, using = invocation.task, timezone.now(), database()
-    key = unique.key_of(task, invocation.args, invocation.kwargs)
-    is_free = not _is_in_canvas(invocation)
-    if is_free and _is_ignoring(invocation):
-        success = ignoring.open_window(key, now, using)
+    now, same = timezone.now(), sameness(invocation)
+    invocation = _with_override(invocation)
+    if is_in_canvas(invocation):
+        return _start_member(invocation, same, now)
+    if same.is_ignoring:
+        success = record(partial(_open_window, same.key, now))
         if success is not None:
-            return _ignore(invocation, key, success, now)
-    fields = {**_context_fields(invocation), "unique_key": key}
-    if is_free and _is_unique(invocation):
-        fields["active_key"] = key
+            return ignore(invocation, same, success, now)
     try:
-        held = holding.hold(invocation, fields)
-        return held if held is not None else _send(invocation, fields, now)
+        held = holding.hold(invocation, _fields(invocation, same), limit=same.limit)
+        return _send(invocation, same, now) if held is None else held
     except unique.KeyTaken as error:
-        return _join(invocation, error.holder)
+        return join(invocation, error.holder)
 
 
-def _has_row(invocation: Invocation) -> bool:
+def has_row(invocation: Invocation) -> bool:
+    """Tell whether a call has a row in the journal, whatever TRACK says."""
     task, own = invocation.task, invocation.own
     return bool(
         own.run_context is not None
         or own.depends_on
         or task.track
-        or _is_unique(invocation)
-        or _is_ignoring(invocation)
+        or unique.is_unique(task, own)
+        or ignoring.is_ignoring(task, own)
     )
 
 
-def _is_unique(invocation: Invocation) -> bool:
-    given = invocation.own.unique
-    return bool(invocation.task.unique if given is None else given)
+def sameness(invocation: Invocation) -> Sameness:
+    """Return what a call has to do with calls that are the same.
+
+    Raises what ``unique.key_of`` and ``unique.stale_after`` raise; nothing is written by then.
+    """
+    task, own = invocation.task, invocation.own
+    is_unique, is_ignoring = unique.is_unique(task, own), ignoring.is_ignoring(task, own)
+    if not is_unique and not is_ignoring:
+        return Sameness()
+    return Sameness(
+        key=unique.key_of(task, invocation.args, invocation.kwargs),
+        limit=unique.stale_after(task, own, invocation.options) if is_unique else None,
+        is_ignoring=is_ignoring,
+    )
 
 
-def _is_ignoring(invocation: Invocation) -> bool:
-    task, given = invocation.task, invocation.own.ignore_task_after_success
-    if given is not None:
-        return given
-    return bool(task.ignore_task_after_success or task.ignore_task_timedelta is not None)
+def is_in_canvas(invocation: Invocation) -> bool:
+    """Tell whether somebody may wait for just this call, so that it has to run in any case."""
+    return invocation.is_id_given or any(name in invocation.options for name in _CANVAS)
+
+
+def is_processing(task: DjangoTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a call of a unique task would join a run; raises ValueError for another."""
+    if not unique.is_unique(task):
+        raise ValueError(f"{task.name} is not unique: many runs of the same call may be active.")
+    holder = unique.holder_of(unique.key_of(task, args, kwargs), database())
+    if holder is None:
+        return False
+    limit = unique.stale_after(task, unique.NOTHING_OWN, {})
+    return not unique.is_stale(holder, limit, timezone.now())
+
+
+def join(invocation: Invocation, holder: TaskRunRecord) -> AsyncResult:
+    """Let a call be answered by the run that the same call has started."""
+    task, options = invocation.task, invocation.options
+    result = task.AsyncResult(holder.task_id)
+    result.ignored = options.get("ignore_result", task.ignore_result)
+    parent = current_app.current_worker_task
+    if parent is not None and options.get("add_to_parent", True):
+        parent.add_trail(result)
+    invocation.tell("on_invocation_unique", result)
+    return result
+
+
+def ignore(
+    invocation: Invocation, same: Sameness, success: TaskRunRecord, now: datetime
+) -> AsyncResult:
+    """Record that a call was ignored."""
+    fields = {**_fields(invocation, same), **ignoring.ignored_fields(success, now)}
+    run, _call = new_row(invocation, now, {**fields, "active_key": None})
+    record(partial(publishing.insert, run))
+    return ignored_result(invocation, run)
+
+
+def ignored_result(invocation: Invocation, run: TaskRunRecord) -> AsyncResult:
+    """Return the result of a call that was ignored, and tell of it."""
+    result = EagerResult(run.task_id, None, State.IGNORED.value, name=run.task_name)
+    invocation.tell("on_invocation_ignored", result)
+    return result
+
+
+def new_row(
+    invocation: Invocation, now: datetime, fields: Mapping[str, Any]
+) -> tuple[TaskRunRecord, StoredCall]:
+    """Return the row of a call that is sent at once, not saved yet, and its stored arguments.
+
+    It is as whole as that of a message that is tracked.
+    """
+    task, given = invocation.task, invocation.options
+    call = stored_call(task.name, invocation.args, invocation.kwargs)
+    ids = {"id": invocation.task_id, **{name: given.get(name) for name in _IDS}}
+    expires = given.get("expires", task.expires)
+    run = TaskRunRecord(
+        **{
+            "task_id": invocation.task_id,
+            "task_name": task.name[:NAME_MAX_LENGTH],
+            "args": call.args,
+            "kwargs": call.kwargs,
+            "options": publishing.call_options(given, call),
+            "queue": _queue(invocation)[:255],
+            **publishing.origin({**(given.get("headers") or {}), **ids}),
+            "created_at": now,
+            "eta": _moment(given.get("countdown") or given.get("eta"), now),
+            "expires_at": _moment(expires, now),
+            **fields,
+        }
+    )
+    return run, call
+
+
+#: The options that say inside of which run a call is made.
+_IDS = ("parent_id", "root_id")
+
+
+def _open_window(key: str, now: datetime) -> TaskRunRecord | None:
+    return ignoring.open_window(key, now, database())
 
 
 def _goes_on(invocation: Invocation) -> bool:
-    """Tell whether a call takes the place of the task that makes it (``Task.replace``)."""
+    """Tell whether a call takes the place of the task that makes it (``Task.replace``).
+
+    With ``task_cls`` Celery's own tasks are DjangoTasks too; they are left alone.
+    """
     running = current_app.current_worker_task
     is_replacement = running is not None and running.request.id == invocation.task_id
     return is_replacement or invocation.task.name.startswith(CELERY_PREFIX)
 
 
-def _is_in_canvas(invocation: Invocation) -> bool:
-    """Tell whether somebody may wait for just this call, so that it has to run in any case."""
-    return invocation.is_id_given or any(name in invocation.options for name in _CANVAS)
+def _with_override(invocation: Invocation) -> Invocation:
+    """Return the call with a header that says what its caller said of its window."""
+    seconds = ignoring.override_of(invocation.task, invocation.own)
+    if seconds is None:
+        return invocation
+    headers = {**(invocation.options.get("headers") or {}), IGNORE_HEADER: seconds}
+    return replace(invocation, options={**invocation.options, "headers": headers})
 
 
-def _context_fields(invocation: Invocation) -> dict[str, Any]:
+def _fields(invocation: Invocation, same: Sameness) -> dict[str, Any]:
+    """Return the fields of a call's row that follow from our own options."""
     context = invocation.own.run_context
-    return {} if context is None else context_fields(PlainContext.of(context))
+    about = {} if context is None else publishing.context_fields(PlainContext.of(context))
+    return {**about, **same.fields}
 
 
-def _row(invocation: Invocation, now: datetime, **fields: Any) -> TaskRunRecord:
-    task = invocation.task
-    call = stored_call(task.name, invocation.args, invocation.kwargs)
-    return TaskRunRecord(
-        **{
-            "task_id": invocation.task_id,
-            "task_name": task.name,
-            "args": call.args,
-            "kwargs": call.kwargs,
-            "queue": str(invocation.options.get("queue") or get_task_info(task.name).queue)[:255],
-            **origin({"id": invocation.task_id}),
-            "created_at": now,
-            **fields,
-        }
+def _queue(invocation: Invocation) -> str:
+    """Return the name of the queue of a call; "" where only the router knows."""
+    queue = invocation.options.get("queue")
+    if queue is not None:
+        return str(getattr(queue, "name", queue))
+    try:
+        return get_task_info(invocation.task.name).queue
+    except TaskNotFound:
+        # It belongs to another app.
+        return ""
+
+
+def _moment(value: Any, now: datetime) -> datetime | None:
+    """Return a moment that Celery understands; None for none, or one that is far."""
+    try:
+        return None if value is None else holding.moment_from(value, now)
+    except holding.NotKeepable:
+        return None
+
+
+def _start_member(invocation: Invocation, same: Sameness, now: datetime) -> AsyncResult:
+    """Start a run that somebody waits for: it has the key if it is free, and runs in any case."""
+    try:
+        held = holding.hold(invocation, _fields(invocation, same), limit=same.limit)
+        return _send(invocation, same, now, must_record=False) if held is None else held
+    except unique.KeyTaken:
+        return _start_member(invocation, replace(same, limit=None), now)
+
+
+def _send(
+    invocation: Invocation, same: Sameness, now: datetime, *, must_record: bool = True
+) -> AsyncResult:
+    """Record a call, send it, and record that; raises KeyTaken.
+
+    Without the journal a call is sent all the same, and that noted, unless it has to do with
+    other calls, and ``must_record``: it can't promise then what it is for.
+    """
+    fields = {**_fields(invocation, same), "dispatch_id": uuid4(), "claimed_at": now}
+    run, call = new_row(invocation, now, fields)
+    write = partial(_write, run, same, now)
+    is_recorded = (
+        record(write) if same.key and must_record else report("the call", run.task_id, write)
     )
+    if not is_recorded:
+        return invocation.send()
+    return _hand_over(invocation, run, call)
 
 
-def _send(invocation: Invocation, fields: dict[str, Any], now: datetime) -> AsyncResult:
-    """Record a call, send it, and record that."""
-    using, key = database(), fields.get("active_key")
-    run = _row(invocation, now, dispatch_id=uuid4(), claimed_at=now, **fields)
+def _write(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
+    """Insert the row of a call; raises KeyTaken, and IntegrityError if only a row would help."""
+    if same.limit is None:
+        return publishing.insert(run)
+    if not publishing.insert(run, partial(_inserted_with_key, limit=same.limit, now=now)):
+        raise IntegrityError(f"The database refuses the row of the run {run.task_id}.")
+    return True
 
-    def insert() -> None:
-        if not connections[using].in_atomic_block:
-            run.save(force_insert=True, using=using)
-            return
-        with transaction.atomic(using=using):
-            run.save(force_insert=True, using=using)
 
-    if key is None:
-        insert()
-    else:
-        limit = unique.stale_after(invocation.task, invocation.own, invocation.options)
-        unique.take(key, insert, limit=limit, now=now, using=using)
-    headers: dict[str, Any] = {RUN_HEADER: run.task_id, ROW_HEADER: row_header(run)}
-    if invocation.own.run_context is not None:
-        headers[CONTEXT_HEADER] = PlainContext.of(invocation.own.run_context).values
-    result = invocation.send(headers)
+def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -> bool:
+    using = database()
+    insert = partial(run.save, force_insert=True, using=using)
+    try:
+        unique.take(
+            str(run.active_key), insert, limit=limit, now=now, using=using, task_id=run.task_id
+        )
+    except IntegrityError:
+        return False
+    return True
+
+
+def _hand_over(invocation: Invocation, run: TaskRunRecord, call: StoredCall) -> AsyncResult:
+    """Send a call that is recorded, and write down what came of that; raises what Celery does."""
+    marks = publishing.marks(run, call)
+    texts = {name: marks.pop(name) for name in ("argsrepr", "kwargsrepr") if name in marks}
+    if run.unique_key:
+        marks[KEY_HEADER] = run.unique_key
+    sender = replace(invocation, options={**invocation.options, **texts}) if texts else invocation
+    attempt = Attempt()
+    with attempt:
+        result = sender.send(marks)
+    if attempt.error is not None:
+        has_secrets = bool(texts) or has_mask(run.options)
+        text = _failure_text(invocation.task, attempt.error, has_secrets=has_secrets)
+        report("the failure to send", run.task_id, partial(_record_failure, run, text))
+        raise attempt.error
     report(
         "the handover",
         run.task_id,
-        lambda: journal().filter(task_id=run.task_id).hand_over(timezone.now()),
+        partial(publishing.record_handover, run.task_id, timezone.now()),
     )
     return result
 
 
-def _join(invocation: Invocation, holder: TaskRunRecord) -> AsyncResult:
-    """Let a call be answered by the run that the same call has started."""
-    result = invocation.task.AsyncResult(holder.task_id)
-    invocation.task.on_invocation_unique(
-        invocation.task_id,
-        invocation.args,
-        invocation.kwargs,
-        holder.task_id,
-        invocation.options,
-        result,
+def _record_failure(run: TaskRunRecord, text: str) -> None:
+    """Keep why a call was not sent, and free its key: its caller knows, and may call again."""
+    mine = journal().filter(task_id=run.task_id, dispatch_id=run.dispatch_id)
+    mine.in_state([State.UNSENT]).update(
+        publish_error=text, dispatch_id=None, claimed_at=None, active_key=None
     )
-    return result
 
 
-def _ignore(
-    invocation: Invocation, key: str, success: TaskRunRecord, now: datetime
-) -> AsyncResult:
-    """Record that a call was ignored."""
-    why = ignoring.IGNORED.format(at=success.finished_at, until=success.ignore_until)
-    ends = {"state": State.IGNORED, "finished_at": now, "exception": why, "unique_key": key}
-    run = _row(invocation, now, **{**_context_fields(invocation), **ends})
-    run.save(force_insert=True, using=database())
-    result = EagerResult(run.task_id, None, State.IGNORED.value, name=run.task_name)
-    invocation.task.on_invocation_ignored(
-        invocation.task_id,
-        invocation.args,
-        invocation.kwargs,
-        run.task_id,
-        invocation.options,
-        result,
-    )
-    return result
+def _failure_text(task: DjangoTask, error: Exception, *, has_secrets: bool) -> str:
+    """Return what is kept of an error: what a project's code says of a secret is not."""
+    if has_secrets:
+        return type(error).__name__
+    try:
+        return describe(error, task.app.connection_for_write())
+    except UNUSABLE_ADDRESS as unusable:
+        return describe_address(unusable)

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.contrib.contenttypes.models import ContentType
+from django.db import router
 from django.utils import timezone
 
+from celery_admin_runner.contexts import PlainContext
 from celery_admin_runner.encoding import from_plain
 from celery_admin_runner.headers import (
+    CONTEXT_HEADER,
     KEY_HEADER,
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
@@ -19,6 +23,9 @@ from celery_admin_runner.headers import (
     RUN_HEADER,
 )
 from celery_admin_runner.models import TaskRunRecord
+
+#: The context of a run of which nobody said anything.
+_NOBODY = PlainContext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +71,31 @@ class Message:
         if self.argsrepr or self.kwargsrepr:
             headers[MASKED_ARGS_HEADER] = self.argsrepr
             headers[MASKED_KWARGS_HEADER] = self.kwargsrepr
+        context = _context_of(run)
+        if context != _NOBODY:
+            headers[CONTEXT_HEADER] = context.values
         if run.unique_key:
             headers[KEY_HEADER] = run.unique_key
         if run.periodic_task_name:
             headers[PERIODIC_HEADER] = run.periodic_task_name
         return headers
+
+
+def _context_of(run: TaskRunRecord) -> PlainContext:
+    """Return who asked for a run, about what and why, as its row tells."""
+    model = ""
+    if run.content_type_id is not None:
+        kinds = ContentType.objects.db_manager(str(router.db_for_write(TaskRunRecord)))
+        kind = kinds.get_for_id(run.content_type_id)
+        model = f"{kind.app_label}.{kind.model}"
+    return PlainContext(
+        user_pk="" if run.run_by_id is None else str(run.run_by_id),
+        user_name=run.run_by_name,
+        model=model,
+        object_id=run.object_id,
+        label=run.label,
+        reason=run.reason,
+    )
 
 
 def sent_options(run: TaskRunRecord, message: Message) -> dict[str, Any]:

@@ -6,7 +6,7 @@ once before the message goes and once after it went, each one statement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from celery_admin_runner.exceptions import NotEncodable
 from celery_admin_runner.headers import (
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
+    OF_THE_RUN,
     PERIODIC_HEADER,
     ROW_HEADER,
     RUN_HEADER,
@@ -40,7 +41,7 @@ from celery_admin_runner.headers import (
 )
 from celery_admin_runner.messages import row_header, row_of
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
-from celery_admin_runner.options import is_far
+from celery_admin_runner.options import OPTIONS, is_far
 from celery_admin_runner.recording import database, journal, report
 from celery_admin_runner.redaction import masked, scrubbed
 from celery_admin_runner.registry import is_internal
@@ -50,13 +51,7 @@ from celery_admin_runner.storing import StoredCall, stored_call
 REPLACED = "celery_admin_runner_replaced"
 #: Headers that Celery's own protocol gives a message, those aside that a request knows.
 _PROTOCOL_HEADERS = {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
-_OWN_HEADERS = {
-    RUN_HEADER,
-    ROW_HEADER,
-    MASKED_ARGS_HEADER,
-    MASKED_KWARGS_HEADER,
-    PERIODIC_HEADER,
-}
+_OWN_HEADERS = OF_THE_RUN | {PERIODIC_HEADER}
 
 #: Set in a process of ``celery beat``: what it publishes stands in its schedule.
 _beat = Event()
@@ -93,6 +88,10 @@ def lineage() -> Lineage:
 def learn_that_this_is_beat(**kwargs: Any) -> None:
     """Learn from Celery's signal that this process publishes a schedule."""
     _beat.set()
+
+
+#: Inserts a row, and tells whether the database took it.
+Inserter = Callable[[TaskRunRecord], bool]
 
 
 def is_tracked_by_name(task_name: str) -> bool:
@@ -133,8 +132,8 @@ def track(
     secrets = frozenset(call.secrets)
     options = {name: scrubbed(value, secrets) for name, value in options.items()}
     run = _row(task_name, headers, call, options, queue)
-    if report("the publish", task_id, lambda: _insert_from_transaction(run)):
-        headers.update(_marks(run, call))
+    if report("the publish", task_id, lambda: insert(run)):
+        headers.update(marks(run, call))
         _publishing.set(task_id)
 
 
@@ -145,10 +144,11 @@ def handed_over(headers: Mapping[str, Any]) -> None:
         return
     _publishing.set("")
     now = timezone.now()
-    report("the handover", task_id, lambda: _record_handover(task_id, now))
+    report("the handover", task_id, lambda: record_handover(task_id, now))
 
 
-def _record_handover(task_id: str, now: datetime) -> None:
+def record_handover(task_id: str, now: datetime) -> None:
+    """Write that the broker took the message of a run, if no worker was faster."""
     runs = journal().filter(task_id=task_id)
     with _harmless(runs.db):
         runs.hand_over(now)
@@ -248,18 +248,19 @@ def _row(
     )
 
 
-def _insert_from_transaction(run: TaskRunRecord) -> bool:
-    """Insert a row, beside the transaction that its publisher may be in.
+def insert(run: TaskRunRecord, inserted: Inserter | None = None) -> bool:
+    """Insert a row, beside the transaction that its publisher may be in; False: it is refused.
 
-    The publisher may have locked its user there, for which the row, on a connection of its
-    own, would wait in vain: the row gets its user when that transaction is committed.
+    ``inserted`` does it, and tells whether the database took it. The publisher may have locked
+    its user there, for which the row, on a connection of its own, would wait in vain: the row
+    gets its user when that transaction is committed.
     """
     alias = str(router.db_for_write(TaskRunRecord))
     user = run.run_by_id
     if user is None or database() == alias or not connections[alias].in_atomic_block:
-        return _insert(run)
+        return _insert(run, inserted or _inserted)
     run.run_by_id = None
-    is_recorded = _insert(run)
+    is_recorded = _insert(run, inserted or _inserted)
     run.run_by_id = user
     transaction.on_commit(partial(_add_user, run), using=alias, robust=True)
     return is_recorded
@@ -270,20 +271,20 @@ def _add_user(run: TaskRunRecord) -> None:
     report("the user", run.task_id, lambda: runs.update(run_by_id=run.run_by_id))
 
 
-def _insert(run: TaskRunRecord) -> bool:
+def _insert(run: TaskRunRecord, inserted: Inserter) -> bool:
     """Insert a row; False where the database refuses it, and it is not there either.
 
     Its user may be in a transaction that this connection can't see: the run is recorded
     without then. Or the same id was published before: that row stays, and tells of both.
     """
-    if _inserted(run):
+    if inserted(run):
         return True
     known = journal().filter(task_id=run.task_id).only("pk", "run_by", "run_by_name").first()
     if known is not None:
         run.pk, run.run_by_id, run.run_by_name = known.pk, known.run_by_id, known.run_by_name
         return True
     run.run_by_id = None
-    return _inserted(run)
+    return inserted(run)
 
 
 def _inserted(run: TaskRunRecord) -> bool:
@@ -313,17 +314,17 @@ def _harmless(using: str) -> Iterator[None]:
         raise
 
 
-def _marks(run: TaskRunRecord, call: StoredCall) -> dict[str, Any]:
+def marks(run: TaskRunRecord, call: StoredCall) -> dict[str, Any]:
     """Return the headers by which workers know the run, and Celery shows no secret of it."""
-    marks: dict[str, Any] = {RUN_HEADER: run.task_id, ROW_HEADER: row_header(run)}
+    headers: dict[str, Any] = {RUN_HEADER: run.task_id, ROW_HEADER: row_header(run)}
     if call.secrets:
-        marks |= {
+        headers |= {
             MASKED_ARGS_HEADER: call.argsrepr,
             MASKED_KWARGS_HEADER: call.kwargsrepr,
             "argsrepr": call.argsrepr,
             "kwargsrepr": call.kwargsrepr,
         }
-    return marks
+    return headers
 
 
 def _options(
@@ -351,6 +352,25 @@ def _options(
         "headers": _custom_headers(headers) or None,
     }
     return {name: _plain(value) for name, value in options.items() if value is not None}
+
+
+def call_options(given: Mapping[str, Any], call: StoredCall) -> dict[str, Any]:
+    """Return, as plain JSON, those options of ``apply_async`` that every run may have.
+
+    The secrets of the call are masked in them too.
+    """
+    options = {name: given.get(name) for name in OPTIONS}
+    for name in ("queue", "exchange"):
+        options[name] = getattr(options[name], "name", options[name])
+    if isinstance(options["expires"], str):
+        options["expires"] = moment(options["expires"])
+    headers = options["headers"] or {}
+    options["headers"] = {
+        name: value for name, value in headers.items() if name not in _OWN_HEADERS
+    } or None
+    plain = {name: _plain(value) for name, value in options.items() if value is not None}
+    secrets = frozenset(call.secrets)
+    return {name: scrubbed(value, secrets) for name, value in plain.items()}
 
 
 def _custom_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from celery.exceptions import Reject
 from celery.states import IGNORED, REJECTED
 from django.utils import timezone
 
-from celery_admin_runner import publishing, runs, tracking
+from celery_admin_runner import ignoring, publishing, runs, tracking
 from celery_admin_runner.base import REFUSED, DjangoTask
 from celery_admin_runner.calls import secrets_of
 from celery_admin_runner.encoding import text_of
@@ -84,12 +84,14 @@ def on_success(sender: Task, result: Any, **kwargs: Any) -> None:
     """A task returned."""
     request = sender.request
     if _is_to_record(request):
+        now = timezone.now()
         end = partial(
             tracking.record_success,
             request.id,
             attempt=request.retries,
             result=storable_result(result, _secrets(sender, request)),
-            now=timezone.now(),
+            now=now,
+            **ignoring.arming(sender, request, now),
             **runs.end(request.id),
         )
         report_or_keep("the success", request.id, end)

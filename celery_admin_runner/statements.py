@@ -70,14 +70,14 @@ def move(
             assignments.append(f"{column} = COALESCE({column}, %s)")
             given = [value.value]
         elif isinstance(value, Window):
-            opened = (
-                f"SELECT {column} FROM {quote(meta.db_table)} "
-                f"WHERE {quote('unique_key')} = %s AND {column} > %s LIMIT 1"
+            opened = " ".join(
+                [
+                    *("SELECT", column, "FROM", quote(meta.db_table)),
+                    *("WHERE", quote("unique_key"), "= %s AND", column, "> %s LIMIT 1"),
+                ]
             )
-            assignments.append(
-                f"{column} = CASE WHEN EXISTS (SELECT 1 FROM ({opened}) AS opened) "
-                f"THEN {column} ELSE %s END"
-            )
+            is_open = " ".join(["EXISTS (SELECT 1 FROM (", opened, ") AS opened)"])
+            assignments.append(f"{column} = CASE WHEN {is_open} THEN {column} ELSE %s END")
             values.append(value.key)
             given = [value.now, value.until]
         else:

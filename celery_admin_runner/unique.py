@@ -35,6 +35,8 @@ TRIES = 5
 _NAME_MAX_LENGTH = 150
 #: What a holder was last heard of by: if one of these changes, it is not stale.
 _SINCE = ("created_at", "eta", "due_at", "claimed_at", "published_at")
+#: The own options of a call that gives none.
+NOTHING_OWN = OwnOptions()
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Inserted = TypeVar("Inserted")
@@ -220,9 +222,12 @@ def _seconds(expires: Any) -> float | None:
 def _delays(task: DjangoTask) -> float:
     """Return how many seconds the pauses before all of a task's retries can last together."""
     number = task.max_retries or 0
-    own: Sequence[float] | None = getattr(task, "default_retry_delays", None)
+    own = task.default_retry_delays
     if own:
-        return sum(own[min(index, len(own) - 1)] for index in range(number))
+        delays = [own[min(index, len(own) - 1)] for index in range(number)]
+        return sum(
+            delay.total_seconds() if isinstance(delay, timedelta) else delay for delay in delays
+        )
     longest = task.default_retry_delay or 0
     if getattr(task, "retry_backoff", False):
         longest = max(longest, getattr(task, "retry_backoff_max", 600) or 0)
@@ -252,12 +257,12 @@ def take(
     if connections[using].features.has_select_for_update:
         # Who inserts in vain keeps the key's row locked on MariaDB while its transaction lasts,
         # and the server's log full. On SQLite who has only read may not write any more.
-        _refuse(key, task_id, limit, now, using)
+        check_free(key, task_id, limit, now, using)
     for attempt in range(TRIES):
         try:
             return _guarded(insert, using)
         except IntegrityError:
-            is_free = not _refuse(key, task_id, limit, now, using)
+            is_free = not check_free(key, task_id, limit, now, using)
             if (is_free and attempt) or attempt == TRIES - 1:
                 raise
     raise AssertionError("unreachable")
@@ -270,7 +275,7 @@ def _guarded(insert: Callable[[], Inserted], using: str) -> Inserted:
         return insert()
 
 
-def _refuse(key: str, task_id: str, limit: timedelta, now: datetime, using: str) -> bool:
+def check_free(key: str, task_id: str, limit: timedelta, now: datetime, using: str) -> bool:
     """Raise KeyTaken if another run has a key; tell whether one had it until now."""
     holder = holder_of(key, using)
     if holder is None or holder.task_id == task_id:

@@ -659,7 +659,7 @@ def test_a_user_who_is_gone_is_left_out(transactional_db, is_in_transaction):
     run = TaskRunRecord(**run_fields(state=State.SCHEDULED, run_by_id=987654, run_by_name="gone"))
 
     with transaction.atomic() if is_in_transaction else nullcontext():
-        assert holding._insert(run)
+        assert holding._insert(run, holding._save)
 
     run = only_run()
     assert (run.run_by, run.run_by_name) == (None, "gone")
