@@ -18,6 +18,7 @@ class CeleryAdminRunnerConfig(AppConfig):
         from celery_admin_runner import (
             bootsteps,
             checks,
+            commands,
             contexts,
             encoding,
             invocations,
@@ -40,3 +41,4 @@ class CeleryAdminRunnerConfig(AppConfig):
         invocations.connect()
         startup.connect()
         bootsteps.connect()
+        commands.connect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from celery.app.task import Task
 from celery.utils.saferepr import saferepr
@@ -17,7 +17,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from celery_admin_runner.annotations import is_secret_type, shape_of
-from celery_admin_runner.binding import Argument, Place, bind
+from celery_admin_runner.binding import Argument, Binding, Place, bind
 from celery_admin_runner.encoding import CALL_MAX_BYTES, ForeignCode, readable, to_plain
 from celery_admin_runner.exceptions import ALL, InvalidArguments, NotEncodable
 from celery_admin_runner.model_keys import (
@@ -28,6 +28,7 @@ from celery_admin_runner.model_keys import (
 )
 from celery_admin_runner.parameters import (
     UNREADABLE,
+    Check,
     Parameter,
     Signature,
     has_secret,
@@ -87,8 +88,12 @@ class Call:
 
 
 def signature_of(task: Task) -> Signature:
-    """Return the task's signature, read once; Django models in it stand as ``ModelKey``."""
-    return _signature(task)
+    """Return the task's signature, read once; Django models in it stand as ``ModelKey``.
+
+    A task that has a method ``own_signature`` answers by it, and reads it once itself.
+    """
+    own = getattr(task, "own_signature", None)
+    return _signature(task) if own is None else cast("Signature", own())
 
 
 @cache
@@ -124,7 +129,8 @@ def prepare_call(
     ``objects``, which then decides alone. Raises InvalidArguments.
     """
     source = objects or objects_for(user)
-    bound = bind(signature_of(task), args, kwargs)
+    signature = signature_of(task)
+    bound = bind(signature, args, kwargs)
     problems = dict(bound.problems)
     trees: list[Any] = []
     for argument in bound.arguments:
@@ -132,6 +138,8 @@ def prepare_call(
             trees.append(_checked(task, argument, source))
         except InvalidCall as error:
             problems.update(error.places)
+    if not problems and signature.check is not None:
+        problems = _problems_together(signature.check, bound.arguments, trees)
     if problems:
         raise InvalidCall(problems)
     return _call(bound.arguments, trees)
@@ -174,6 +182,18 @@ def wire_of(parameter: Parameter, value: Any) -> Any:
     """
     argument = Argument(parameter=parameter, value=value, place=(parameter.name,))
     return revealed(_tree(argument, None))
+
+
+def _problems_together(
+    check: Check, arguments: Sequence[Argument], trees: Sequence[Any]
+) -> dict[Place, list[str]]:
+    """Return what is wrong with arguments of which each alone is valid."""
+    checked = [
+        replace(argument, value=revealed(tree))
+        for argument, tree in zip(arguments, trees, strict=True)
+    ]
+    found = check(Binding(checked).by_name())
+    return {(name,): list(texts) for name, texts in found.items()}
 
 
 def _call(arguments: Sequence[Argument], trees: Sequence[Any]) -> Call:

@@ -14,6 +14,7 @@ from django.core import checks
 from django.utils.module_loading import import_string
 from pydantic import TypeAdapter, ValidationError
 
+from celery_admin_runner.commands import RESERVED, known_commands
 from celery_admin_runner.conf import SETTING, is_set, setting_types, settings, user_settings
 from celery_admin_runner.exceptions import BeatMisconfigured
 from celery_admin_runner.leases import beat_lease_seconds
@@ -44,6 +45,8 @@ def register() -> None:
         check_stale_after,
         check_results_app,
         check_beat_lease,
+        check_command_names,
+        check_command_options,
         check_retention,
         check_dispatch,
     ):
@@ -192,6 +195,34 @@ def check_beat_lease(**kwargs: Any) -> list[checks.CheckMessage]:
     return []
 
 
+def check_command_names(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E011: each key of COMMAND_TASKS names a command."""
+    commands = list(known_commands())
+    names = [name for command in commands for name in (command.name, command.dotted)]
+    return [
+        checks.Error(
+            f"{SETTING}['COMMAND_TASKS'] has the key {key!r}, which matches no command.",
+            hint=_commands_hint(key, names),
+            id="celery_admin_runner.E011",
+        )
+        for key in _command_tasks()
+        if not any(command.matches(key) for command in commands)
+    ]
+
+
+def check_command_options(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E012: the values in COMMAND_TASKS are options of tasks."""
+    return [
+        checks.Error(
+            f"{SETTING}['COMMAND_TASKS'][{key!r}] {problem}.",
+            hint='Give the options that @shared_task takes: {"unique": True}, or {}.',
+            id="celery_admin_runner.E012",
+        )
+        for key, options in _command_tasks().items()
+        for problem in _options_problems(options)
+    ]
+
+
 def check_retention(**kwargs: Any) -> list[checks.CheckMessage]:
     """W001: the project itself says how long runs are kept."""
     age = settings.RETENTION
@@ -258,6 +289,30 @@ def _rule_problems(rule: Any) -> Iterator[tuple[str, str]]:
                 f"has the permission {value!r}, which names no app",
                 'Name app and codename, as "billing.close_month".',
             )
+
+
+def _command_tasks() -> Mapping[Any, Any]:
+    """Return COMMAND_TASKS; what is no mapping has a check of its own."""
+    value = settings.COMMAND_TASKS
+    return value if isinstance(value, Mapping) else {}
+
+
+def _commands_hint(key: Any, names: list[str]) -> str:
+    """Return the commands that were likely meant."""
+    close = get_close_matches(str(key), names, n=3)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return 'Name a command, as "clearsessions", or a pattern of app and command, as "shop.*".'
+
+
+def _options_problems(options: Any) -> Iterator[str]:
+    """Yield what is wrong with the options of one task."""
+    if not isinstance(options, Mapping):
+        yield f"is {options!r}, and should be a dict"
+        return
+    for name in options:
+        if name in RESERVED or not isinstance(name, str):
+            yield f"has the option {name!r}, which is not to be set"
 
 
 def _threshold_problems(name: Any, threshold: Any) -> Iterator[tuple[str, str]]:

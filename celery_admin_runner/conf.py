@@ -61,6 +61,10 @@ class Settings:
     #: Dotted path of a callable that looks at each registered task when Django checks itself:
     #: it returns or yields texts or Django's check messages about the task, or nothing.
     TASK_CHECKER: str | None = None
+    #: Which management commands are tasks: by a command's name, or by a glob pattern of it or
+    #: of ``<app label>.<name>``, the options of the task, as ``@shared_task`` takes them. The
+    #: first key that matches counts: ``{"clearsessions": {"unique": True}, "shop.*": {}}``.
+    COMMAND_TASKS: Mapping[str, Any] = {}
     #: For how many seconds a locked beat (``celery_admin_runner.beat``) holds its lease: after so
     #: many, and one tick, another takes over from one that died. 1 to 86400.
     BEAT_LEASE_SECONDS: float = 60

@@ -7,7 +7,7 @@ import enum
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -138,6 +138,10 @@ class Parameter:
             return {}
 
 
+#: What is wrong with the values of a call together, by parameter or ``"__all__"``.
+Check = Callable[[Mapping[str, Any]], Mapping[str, Sequence[str]]]
+
+
 @dataclass(frozen=True)
 class Signature:
     """The parameters of a task, and what its docstring says."""
@@ -149,6 +153,8 @@ class Signature:
     description: str = ""
     #: "", or why the annotations can't be read: then values are taken as they are.
     problem: str = ""
+    #: Asked of the values of a call, by parameter, when each alone is valid.
+    check: Check | None = None
 
     def __getitem__(self, name: str) -> Parameter:
         """Return the parameter of this name; raises KeyError."""

@@ -108,5 +108,9 @@ CELERY_ADMIN_RUNNER = {
     "SCHEDULE_ETA": True,
     "DISPATCH": os.environ.get("TEST_DISPATCH", "command"),
     "BEAT_LEASE_SECONDS": float(os.environ.get("TEST_BEAT_LEASE_SECONDS", "60")),
+    "COMMAND_TASKS": {
+        "clearsessions": {"unique": True, "stale_time_limit": 60},
+        "tests.try_*": {},
+    },
     "PRUNE_ON_STARTUP": "TEST_PRUNE_ON_STARTUP" in os.environ,
 }

@@ -285,3 +285,45 @@ def test_dispatch_names_one_of_three(settings):
 
     assert identity == "E003"
     assert "'worker' or 'beat' or 'command'" in text
+
+
+def test_good_commands_are_silent(settings):
+    good = {"clearsessions": {"unique": True}, "core.sql*": {}, "*": {}}
+
+    assert messages(settings, {**GOOD, "COMMAND_TASKS": good}) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("clearsesions", "Did you mean 'clearsessions'"),
+        ("session.clearsessions", "'sessions.clearsessions'"),
+        ("shop.*", "Name a command"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_an_error_that_names_the_likely_one(settings, key, meant):
+    [(identity, text)] = messages(settings, {**GOOD, "COMMAND_TASKS": {key: {}}})
+
+    assert identity == "E011"
+    assert f"the key {key!r}, which matches no command" in text
+    assert meant in text
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (True, "is True, and should be a dict"),
+        (None, "is None, and should be a dict"),
+        ({"name": "clear"}, "has the option 'name', which is not to be set"),
+        ({1: 2}, "has the option 1,"),
+    ],
+)
+def test_options_of_a_command_that_are_none_are_an_error(settings, options, problem):
+    [(identity, text)] = messages(settings, {**GOOD, "COMMAND_TASKS": {"flush": options}})
+
+    assert identity == "E012"
+    assert problem in text
+
+
+def test_commands_that_are_no_mapping_have_the_wrong_type(settings):
+    assert ids(settings, {**GOOD, "COMMAND_TASKS": ["flush"]}) == ["E003"]

@@ -1,0 +1,302 @@
+"""Management commands as tasks: COMMAND_TASKS says which, and with which options."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from threading import Lock
+from typing import Any
+
+from celery import shared_task
+from celery.app.task import Task
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import (
+    BaseCommand,
+    CommandError,
+    call_command,
+    get_commands,
+    load_command_class,
+)
+from kombu.utils.json import dumps
+
+from celery_admin_runner.base import DjangoTask
+from celery_admin_runner.binding import bind
+from celery_admin_runner.calls import prepare_call
+from celery_admin_runner.command_lines import (
+    BROKEN,
+    CommandLine,
+    read_command_line,
+    unreadable,
+)
+from celery_admin_runner.conf import settings
+from celery_admin_runner.exceptions import CommandNotConfigured, InvalidArguments
+from celery_admin_runner.parameters import Signature
+from celery_admin_runner.registry import celery_app
+
+#: The names of all tasks that are commands begin so.
+PREFIX = "command."
+#: Options of a task that are not COMMAND_TASKS' to say.
+RESERVED = frozenset({"app", "base", "bind", "command", "name", "run"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownCommand:
+    """A command that Django finds; nothing of it is imported for this."""
+
+    name: str
+    #: The label of its app; "core" for Django's own.
+    label: str
+    #: The options of its task; None: it is none.
+    options: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    @property
+    def dotted(self) -> str:
+        """Label and name."""
+        return f"{self.label}.{self.name}"
+
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        return PREFIX + self.dotted
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """The options of its task, ours included."""
+        given = {
+            name: value for name, value in (self.options or {}).items() if name not in RESERVED
+        }
+        return {**given, "name": self.task_name, "command": self.name}
+
+    def matches(self, pattern: Any) -> bool:
+        """Tell whether a key of COMMAND_TASKS means this command."""
+        text = str(pattern)
+        return fnmatchcase(self.name, text) or fnmatchcase(self.dotted, text)
+
+
+class CommandTask(DjangoTask):
+    """Runs a management command with what it is given, as ``manage.py`` would.
+
+    Its parameters are those of the command's parser. A ``CommandError`` fails the run with its
+    message, and so does ``sys.exit``. The result is None: what the command prints is its output.
+    """
+
+    abstract = True
+    #: Celery would check arguments against the code; the command's parser knows better.
+    typing = False
+    #: Output is kept for runs that have a row.
+    track = True
+    #: The command's name.
+    command = ""
+
+    def own_signature(self) -> Signature:
+        """Return the signature of the command; imports it."""
+        return _line_of(self.command).signature
+
+    def unique_key_generator(
+        self, prefix: str, task_args: Sequence[Any], task_kwargs: Mapping[str, Any]
+    ) -> str:
+        """Return what calls have in common that run the same; ``unique_on`` counts."""
+        signature = self.own_signature()
+        try:
+            call = prepare_call(self, task_args, task_kwargs)
+        except InvalidArguments:
+            # The worker will say so.
+            return str(dumps([list(task_args), dict(task_kwargs)], sort_keys=True))
+        values = bind(signature, call.args, call.kwargs).by_name()
+        told = {
+            name: values[name]
+            for name in self._unique_names(signature)
+            if name in values and values[name] != signature[name].default
+        }
+        return str(dumps(told, sort_keys=True))
+
+    def _unique_names(self, signature: Signature) -> Sequence[str]:
+        """Return the parameters by which calls are the same; raises ImproperlyConfigured."""
+        if self.unique_on is None:
+            return [item.name for item in signature.parameters]
+        names = [self.unique_on] if isinstance(self.unique_on, str) else self.unique_on
+        unknown = [name for name in names if name not in signature]
+        if unknown:
+            raise ImproperlyConfigured(
+                f"{self.name}: unique_on names {unknown!r}, and the command has no such parameter."
+            )
+        return names
+
+    def run_command(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Run the command here and now; raises CommandError, and what the command raises."""
+        line = _line_of(self.command)
+        try:
+            call = prepare_call(self, args, kwargs)
+        except InvalidArguments as error:
+            raise CommandError("\n".join(error.lines)) from error
+        words = line.words(bind(line.signature, call.args, call.kwargs).by_name())
+        with _no_input():
+            try:
+                call_command(self.command, *words)
+            except SystemExit as error:
+                # It would end the worker's process, not only the command.
+                _tell_exit(error)
+
+
+def connect() -> None:
+    """Make a task of each command that COMMAND_TASKS names, in every Celery app."""
+    for command in known_commands():
+        if command.options is not None:
+            _register(command)
+
+
+def known_commands() -> Iterator[KnownCommand]:
+    """Yield each command that Django finds, with the options of its task if it is one.
+
+    Of several matching keys in COMMAND_TASKS the first one counts.
+    """
+    patterns = settings.COMMAND_TASKS
+    if not isinstance(patterns, Mapping) or not patterns:
+        # What is no mapping is told by a check; without commands none is looked for.
+        return
+    labels = {config.name: config.label for config in apps.get_app_configs()}
+    for name, app_name in sorted(get_commands().items()):
+        command = KnownCommand(name=name, label=_label(app_name, labels))
+        options = next((patterns[key] for key in patterns if command.matches(key)), None)
+        yield KnownCommand(
+            name=name,
+            label=command.label,
+            options=options if isinstance(options, Mapping) else None,
+        )
+
+
+def command_task(name: str) -> Task:
+    """Return the task of a command, named ``"clearsessions"`` or ``"sessions.clearsessions"``.
+
+    Raises CommandNotConfigured.
+    """
+    connect()
+    names = []
+    for command in known_commands():
+        names.append(command.name)
+        if command.options is not None and name in (command.name, command.dotted):
+            return celery_app().tasks[command.task_name]
+    raise CommandNotConfigured(name, exists=name.rpartition(".")[2] in (names or get_commands()))
+
+
+def _label(app_name: Any, labels: Mapping[str, str]) -> str:
+    """Return the label of the app that has a command."""
+    if isinstance(app_name, BaseCommand):
+        app_name = type(app_name).__module__.partition(".management")[0]
+    return labels.get(app_name) or str(app_name).rpartition(".")[2]
+
+
+@cache
+def _register(command: KnownCommand) -> None:
+    """Register the task with each Celery app there is, and with each that comes, once."""
+    shared_task(base=CommandTask, bind=True, **command.task_options)(_code_of(command))
+
+
+def _code_of(command: KnownCommand) -> Callable[..., None]:
+    """Return the function of a task, with a docstring that needs no import of the command."""
+
+    def run(task: CommandTask, /, *args: Any, **kwargs: Any) -> None:
+        task.run_command(args, kwargs)
+
+    run.__doc__ = f"Run the command ``manage.py {command.name}`` of the app {command.label}."
+    return run
+
+
+#: What was read of a command; one that could not be read is tried again.
+_lines: dict[str, CommandLine] = {}
+
+
+def _line_of(name: str) -> CommandLine:
+    """Return what a command can be given; never raises."""
+    if name not in _lines:
+        try:
+            app_name: Any = get_commands()[name]
+            is_loaded = isinstance(app_name, BaseCommand)
+            command = app_name if is_loaded else load_command_class(app_name, name)
+            _lines[name] = read_command_line(command, name)
+        except BROKEN as error:
+            return unreadable(error)
+    return _lines[name]
+
+
+def _tell_exit(error: SystemExit) -> None:
+    """Raise CommandError if the exit says that the command failed."""
+    if error.code is None or error.code == 0:
+        return
+    is_text = not isinstance(error.code, int)
+    raise CommandError(
+        str(error.code) if is_text else f"The command exited with code {error.code}."
+    ) from error
+
+
+# Nobody answers
+
+_is_unattended: ContextVar[bool] = ContextVar("celery_admin_runner_unattended", default=False)
+_installing = Lock()
+
+
+class Stdin:
+    """The standard input, of which a command that runs as a task gets nothing.
+
+    By context: other threads of the process read on.
+    """
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def readline(self, *args: Any) -> Any:
+        """Read a line; raises EOFError where nobody would type it."""
+        _refuse_to_wait()
+        return self._original.readline(*args)
+
+    def read(self, *args: Any) -> Any:
+        """Read; raises EOFError where nobody would type."""
+        _refuse_to_wait()
+        return self._original.read(*args)
+
+    def isatty(self) -> bool:
+        """Tell whether somebody can answer."""
+        return not _is_unattended.get() and bool(self._original.isatty())
+
+    def fileno(self) -> int:
+        """Return the file's number; ``input()`` would read from it past us."""
+        if _is_unattended.get():
+            raise io.UnsupportedOperation("A task has no standard input.")
+        return int(self._original.fileno())
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the lines."""
+        _refuse_to_wait()
+        return iter(self._original)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the original in all else."""
+        if name == "_original":
+            # A copy that is being made has none yet.
+            raise AttributeError(name)
+        return getattr(self._original, name)
+
+
+def _refuse_to_wait() -> None:
+    if _is_unattended.get():
+        raise EOFError("The command asks for input, and a task has nobody to answer it.")
+
+
+@contextmanager
+def _no_input() -> Iterator[None]:
+    """Let nothing here wait for somebody to type."""
+    with _installing:
+        if sys.stdin is not None and not isinstance(sys.stdin, Stdin):
+            sys.stdin = Stdin(sys.stdin)
+    token = _is_unattended.set(True)
+    try:
+        yield
+    finally:
+        _is_unattended.reset(token)
