@@ -15,6 +15,7 @@ from time import monotonic
 from celery import Celery
 from django.contrib.auth import get_user_model
 from django.db import close_old_connections, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from celery_admin_runner import dependencies, recording
@@ -31,6 +32,7 @@ from celery_admin_runner.dispatch import (
     record_unsent,
 )
 from celery_admin_runner.exceptions import TaskNotFound
+from celery_admin_runner.forking import fork_waits
 from celery_admin_runner.messages import kept_message
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.recording import FAULTS
@@ -102,14 +104,17 @@ class Dispatcher:
         total = Dispatched()
         for batch in list(self._unmarked):
             total += self._mark(batch, now or timezone.now())
-        self._settle_dependencies(now or timezone.now())
-        if not is_anything_due(now or timezone.now()):
-            return total
+        connection = _connection()
+        with fork_waits(connection):
+            self._settle_dependencies(now or timezone.now())
+            if not is_anything_due(now or timezone.now()):
+                return total
         try:
             with open_outlet(self.app) as outlet:
                 while not (stop and stop.is_set()):
                     begun_at = monotonic()
-                    runs = claim_due(now or timezone.now(), self.batch_size)
+                    with fork_waits(connection):
+                        runs = claim_due(now or timezone.now(), self.batch_size)
                     if not runs:
                         break
                     batch = _Batch(self.app, outlet, runs, claimed_at=begun_at)
@@ -156,7 +161,8 @@ class Dispatcher:
 
     def _mark(self, batch: _Batch, now: datetime) -> Dispatched:
         """Write down what became of a batch, and tell of it; raises DatabaseError."""
-        dispatched = batch.mark(now)
+        with fork_waits(_connection()):
+            dispatched = batch.mark(now)
         self._unmarked.remove(batch)
         _tell(batch.sent)
         return dispatched
@@ -284,10 +290,15 @@ class _Batch:
         return (self.unclear if may_be_out else self.refused)[run.task_id], may_be_out
 
 
+def _connection() -> BaseDatabaseWrapper:
+    return connections[router.db_for_write(TaskRunRecord)]
+
+
 def _close_connections() -> None:
     """Close all connections of this thread to databases."""
     recording.close()
-    connections.close_all()
+    with fork_waits(_connection()):
+        connections.close_all()
 
 
 def _tell(runs: Sequence[TaskRunRecord]) -> None:

@@ -35,6 +35,7 @@ from django.db.utils import load_backend
 from django.utils import timezone
 
 from celery_admin_runner.encoding import storable_text
+from celery_admin_runner.forking import fork_waits
 from celery_admin_runner.models import RecordingFault, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 
@@ -205,7 +206,8 @@ def _release(key: tuple[int, int], wrapper: BaseDatabaseWrapper) -> None:
     if key[0] == os.getpid():
         _process.own.pop(key, None)
         wrapper.inc_thread_sharing()
-        wrapper.close()
+        with fork_waits(wrapper):
+            wrapper.close()
 
 
 def record(statement: Callable[[], Recorded]) -> Recorded:
@@ -214,16 +216,17 @@ def record(statement: Callable[[], Recorded]) -> Recorded:
     A connection that lasts may have been closed by the server since; a deadlock is ended by
     the server too. The guard makes the second time harmless. Raises FAULTS.
     """
-    try:
-        recorded = statement()
-    except AWAY:
-        connection = connections[database()]
-        if connection.in_atomic_block or connection.vendor == "sqlite":
-            raise
-        connection.close()
-        recorded = statement()
-    if _process.faults:
-        _store_faults()
+    with fork_waits(connections[router.db_for_write(TaskRunRecord)]):
+        try:
+            recorded = statement()
+        except AWAY:
+            connection = connections[database()]
+            if connection.in_atomic_block or connection.vendor == "sqlite":
+                raise
+            connection.close()
+            recorded = statement()
+        if _process.faults:
+            _store_faults()
     return recorded
 
 

@@ -14,6 +14,7 @@ from django.db import connections, models, router, transaction
 from django.db.models import Exists, OuterRef
 
 from celery_admin_runner.exceptions import PruneError
+from celery_admin_runner.forking import fork_waits
 from celery_admin_runner.models import Lease, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.states import FINISHED, UNFINISHED, State
@@ -111,7 +112,7 @@ def delete(selection: Selection, keys: Iterable[list[int]]) -> Iterator[int]:
     leases = Lease.objects.using(runs.db)
     leases.bulk_create([Lease(name=TURN, expires_at=selection.cutoff)], ignore_conflicts=True)
     for pks in keys:
-        with transaction.atomic(using=runs.db):
+        with fork_waits(connections[runs.db]), transaction.atomic(using=runs.db):
             # Prunes take turns, else each could hold what the other one waits for.
             # On SQLite this waits for the whole file: it refuses to write at once
             # after it read what has changed since.

@@ -32,7 +32,8 @@ LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
     {"contexts", "queues", "handles"},
     {"base"},
-    {"annotations", "ansi", "capture", "encoding", "pulse", "redaction", "registry", "querysets"},
+    {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
+    | {"querysets"},
     {"parameters", "models"},
     {"binding", "model_keys", "wire", "messages", "recording", "retention", "export", "broker"}
     | {"command_lines"},
