@@ -122,8 +122,17 @@ CELERY_ADMIN_RUNNER = {
         "shop.tasks.refund_order": {"permission": "shop.refund_order"},
         "shop.tasks.rotate_api_key": {"groups": ["Administrators"]},
         "shop.tasks.*": {},
+        "shop.models.*": {},
+        "command.*": {},
     },
     # Runs that code or a beat starts are in the journal too.
     "TRACK": ["shop.tasks.*"],
     "RETENTION": timedelta(weeks=4),
+    # Management commands that are tasks, each with the options of its task.
+    "COMMAND_TASKS": {
+        "clearsessions": {"unique": True, "stale_time_limit": 600},
+        "shop.price_list": {},
+    },
+    # What the shop asks of each task, see manage.py check.
+    "TASK_CHECKER": "shop.checks:check_task",
 }

@@ -1,6 +1,14 @@
 """What the shop sells, to whom, and what was ordered."""
 
-from django.db import models
+from typing import Annotated
+
+from django.db import models, transaction
+from django.db.models import F
+from django.utils import timezone
+from pydantic import Field
+
+from celery_admin_runner.model_tasks import model_task
+from shop.queues import Queue
 
 
 class Product(models.Model):
@@ -40,6 +48,8 @@ class Order(models.Model):
     total = models.DecimalField(max_digits=10, decimal_places=2)
     placed_at = models.DateTimeField()
     paid_at = models.DateTimeField(null=True, blank=True)
+    picked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    shipped_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ("-placed_at",)
@@ -47,3 +57,26 @@ class Order(models.Model):
 
     def __str__(self) -> str:
         return f"Order {self.pk} of {self.customer}"
+
+    @model_task(title="Take from the shelf")
+    def pick(self) -> str:
+        """Take what was ordered from the shelf; fails if too little is left."""
+        product = Product.objects.filter(pk=self.product_id, stock__gte=self.quantity)
+        with transaction.atomic():
+            order = Order.objects.filter(pk=self.pk, picked_at=None)
+            if not order.update(picked_at=timezone.now()):
+                return "It was taken from the shelf before"
+            if not product.update(stock=F("stock") - self.quantity):
+                raise ValueError(f"Only {self.product.stock} of {self.product} are left")
+        return f"{self.quantity} of {self.product} taken from the shelf"
+
+    @model_task(title="Ship", depends_on=("pick",), queue=Queue.SLOW)
+    def ship(self, parcels: Annotated[int, Field(ge=1, le=9)] = 1) -> str:
+        """Send the order to its customer. It is taken from the shelf first.
+
+        Args:
+            parcels: In how many parcels.
+        """
+        self.shipped_at = timezone.now()
+        self.save(update_fields=["shipped_at"])
+        return f"{parcels} parcels are on their way to {self.customer}"

@@ -8,12 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
 
 from celery_admin_runner.encoding import to_plain
 from celery_admin_runner.models import Source, TaskRunOutput, TaskRunRecord
 from celery_admin_runner.redaction import MASK
 from celery_admin_runner.states import State
 from shop.kinds import Warehouse
+from shop.models import Order
 
 RUNS = 160
 PERIOD = timedelta(weeks=3)
@@ -102,7 +104,6 @@ CALLS = (
     LINK,
     PastCall(task="remind_unpaid_orders", result=61, seconds=2),
     PastCall(task="count_orders_by_weekday", result={"Monday": 32, "Friday": 30}),
-    PastCall(task="clear_expired_sessions", result="Expired sessions are gone"),
     PastCall(task="restock_products", args=[[1, 4, 5]], kwargs={"quantity": 25}, result=3),
     PastCall(
         task="rotate_api_key",
@@ -236,6 +237,7 @@ def _stories(dice: random.Random, users: dict[str, User], now: datetime) -> Iter
     yield from _run_again(dice, operator, now - timedelta(hours=9))
     yield _cancelled(dice, operator, now - timedelta(hours=5))
     yield _lost(dice, admin, now - timedelta(hours=3))
+    yield from _shipped(dice, operator, now - timedelta(hours=2))
     yield from _with_children(dice, admin, now - timedelta(minutes=40))
 
 
@@ -303,6 +305,32 @@ def _with_children(dice: random.Random, user: User, created_at: datetime) -> Ite
     _end(parent, State.SUCCESS, 0.1)
     parent.row.result = len(Warehouse)
     yield parent
+
+
+def _shipped(dice: random.Random, user: User, created_at: datetime) -> Iterator[PastRun]:
+    """Yield the runs about an order: paid and shipped, but for the first time without stock."""
+    order = Order.objects.filter(placed_at__lt=created_at, paid_at__isnull=False)[0]
+    none = f"ValueError: Only 0 of {order.product} are left"
+    pick = PastCall(task="pick", result=f"{order.quantity} of {order.product}", error=none)
+    ship = PastCall(task="ship", result=f"1 parcels are on their way to {order.customer}")
+    failed = _about(_waiting(dice, pick, user, created_at), order)
+    _begin(dice, failed)
+    yield _fail(dice, failed, pick)
+    for minutes, call in ((30, pick), (31, ship)):
+        run = _about(_waiting(dice, call, user, created_at + timedelta(minutes=minutes)), order)
+        _begin(dice, run)
+        yield _succeed(dice, run, call)
+    order.picked_at = order.shipped_at = run.row.finished_at
+    order.save(update_fields=["picked_at", "shipped_at"])
+
+
+def _about(run: PastRun, order: Order) -> PastRun:
+    """Let a run be one of a task of an order's own."""
+    run.row.task_name = run.row.task_name.replace("shop.tasks.", "shop.models.Order.")
+    run.row.args = [order.pk]
+    run.row.content_type = ContentType.objects.get_for_model(Order)
+    run.row.object_id = str(order.pk)
+    return run
 
 
 def _traceback(call: PastCall) -> str:

@@ -22,6 +22,9 @@ GROUPS = {
         f"{RUNNER}.cancel_taskrunrecord",
         f"{RUNNER}.retry_taskrunrecord",
         *VIEW_SHOP,
+        # Who may change an object may run the tasks about it.
+        "shop.change_order",
+        "shop.change_product",
     ],
     "Auditors": [
         f"{RUNNER}.view_celerytask",

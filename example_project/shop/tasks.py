@@ -14,14 +14,15 @@ from uuid import UUID
 
 from celery import shared_task
 from celery.utils.log import get_task_logger
-from django.core.management import call_command
 from django.db.models import Count, F, Sum
 from django.utils import timezone
 from pydantic import AnyUrl, Field, SecretStr
 
+from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.runs import current_run
 from shop.kinds import Address, Newsletter, Warehouse
 from shop.models import Customer, Order, Product
+from shop.queues import Queue
 
 logger = get_task_logger(__name__)
 
@@ -106,11 +107,11 @@ def sync_all_warehouses(full: bool = False) -> int:
     return len(Warehouse)
 
 
-@shared_task(bind=True, autoretry_for=(ConnectionError,), max_retries=3, default_retry_delay=2)
+@shared_task(bind=True, autoretry_for=(ConnectionError,), default_retry_delays=(1, 2, 4))
 def check_warehouse_link(self, warehouse: Warehouse, failures: int = 2) -> str:
     """Check the line to a warehouse, and try again when it is down.
 
-    Celery tries again up to three times, two seconds apart.
+    It is tried again up to three times: after one second, two more and four more.
 
     :param warehouse: Which warehouse is called.
     :param failures: How many attempts fail first; with more than 3 the run fails.
@@ -120,7 +121,15 @@ def check_warehouse_link(self, warehouse: Warehouse, failures: int = 2) -> str:
     return f"Answered at attempt {self.request.retries + 1}"
 
 
-@shared_task
+class LoudTask(DjangoTask):
+    """A task of which somebody is told when it fails."""
+
+    def on_task_failure(self, task_id: str, args: Any, kwargs: Any, exc: Any, einfo: Any) -> None:
+        """Tell the accountant; the example only writes it into the log."""
+        logger.error("Would write to the accountant that %s failed: %s", self.name, exc)
+
+
+@shared_task(base=LoudTask)
 def reconcile_payments(day: date, tolerance: Decimal = Decimal("0.00")) -> None:
     """Compare the payments of a day with the bank's statement. This one always fails.
 
@@ -231,19 +240,42 @@ def remind_unpaid_orders(
 
 @shared_task
 def restock_products(
-    product_ids: list[int],
+    products: list[Product],
     quantity: Annotated[int, Field(ge=1, le=1000)] = 10,
     warehouses: set[Literal["vienna", "graz", "linz"]] = frozenset({"vienna"}),
 ) -> int:
     """Put more of some products on the shelves.
 
     Args:
-        product_ids: The ids of the products, one a line.
+        products: Of which products; their ids, one a line.
         quantity: How many are added of each, in each warehouse.
         warehouses: In which warehouses.
     """
     added = quantity * len(warehouses)
-    return Product.objects.filter(pk__in=product_ids).update(stock=F("stock") + added)
+    return Product.objects.filter(pk__in=products).update(stock=F("stock") + added)
+
+
+@shared_task(unique=True, unique_on=["supplier"], stale_time_limit=600, queue=Queue.SLOW)
+def import_prices(supplier: Literal["north", "south"], seconds: float = 20) -> str:
+    """Take over the prices of a supplier. Of each supplier only one import runs at a time.
+
+    Args:
+        supplier: Whose prices.
+        seconds: How long that takes.
+    """
+    time.sleep(seconds)
+    return f"The prices of the supplier in the {supplier} are taken over"
+
+
+@shared_task(ignore_task_after_success=True, ignore_task_timedelta=timedelta(hours=1))
+def send_receipt(order: Order) -> str:
+    """Send the customer the receipt of an order; nobody gets it twice within an hour.
+
+    Args:
+        order: The order that was paid.
+    """
+    customer = Order.objects.select_related("customer").get(pk=order).customer
+    return f"Receipt sent to {customer.email}"
 
 
 @shared_task
@@ -296,10 +328,3 @@ def count_orders_by_weekday() -> dict[str, int]:
     """Count the orders of each day of the week. Takes no arguments."""
     moments = Order.objects.values_list("placed_at", flat=True)
     return dict(Counter(timezone.localtime(moment).strftime("%A") for moment in moments))
-
-
-@shared_task
-def clear_expired_sessions() -> str:
-    """Run Django's management command ``clearsessions``."""
-    call_command("clearsessions")
-    return "Expired sessions are gone"

@@ -22,6 +22,7 @@ from kombu.exceptions import OperationalError
 from config.celery import app
 from shop import coming, past, seed
 from shop.processes import Child, stop_all
+from shop.queues import Queue
 
 HOST = "127.0.0.1"
 #: How long the worker and the web server may take until they answer.
@@ -165,6 +166,7 @@ def _check_lives(*children: Child) -> None:
 def _worker(port: int) -> list[str]:
     return [
         *("-m", "celery", "-A", "config", "worker", "--loglevel", "INFO", "--concurrency", "2"),
+        *("--queues", ",".join(Queue)),
         *("--hostname", _worker_name(port), "--without-gossip", "--without-mingle"),
     ]
 
