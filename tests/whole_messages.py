@@ -24,8 +24,8 @@ class Channel(filesystem.Channel):
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
         path = os.path.join(self.data_folder_out, name)
-        # Readers look for names that end with the queue's.
-        part = f"{path}.part"
+        # kombu 5.5 takes every file in whose name it finds the queue's.
+        part = os.path.join(self.data_folder_out, f"{uuid4()}.part")
         try:
             with open(part, "wb") as file:
                 file.write(str_to_bytes(dumps(payload)))
