@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import update_wrapper
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, overload
@@ -16,15 +17,19 @@ from celery import shared_task
 from celery.result import AsyncResult
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
-from django.db import models, router
+from django.db import models, router, transaction
 from django.db.models.signals import class_prepared
 from django.forms.utils import pretty_name
+from django.utils import timezone
 
+from celery_admin_runner import ignoring, unique
+from celery_admin_runner.base import Invocation, announce, intercept
 from celery_admin_runner.exceptions import AlreadyActive
 from celery_admin_runner.headers import DATABASE_HEADER
+from celery_admin_runner.invocations import answer, is_in_canvas, sameness
 from celery_admin_runner.model_keys import ObjectSource, objects_for
-from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.object_tasks import OBJECT, ModelTask
+from celery_admin_runner.models import Source, TaskRunRecord
+from celery_admin_runner.object_tasks import OBJECT, ModelTask, start_needed
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import celery_app
 from celery_admin_runner.runner import TaskRunner
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 
 #: Keywords of ``BoundModelTask.run`` that are not the method's.
 _KEYWORDS_OF_RUN = ("user", "reason")
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 #: Options of a Celery task that a method can't have, and why.
 _REFUSED = {
     "name": "its name follows from its model and its method",
@@ -81,7 +88,8 @@ class BoundModelTask:
 
         As ``TaskRunner(user).run``, which checks what the user may do, and the arguments.
         """
-        runner = TaskRunner(user, objects=self._objects_for(user))
+        headers = self._headers
+        runner = TaskRunner(user, objects=_objects(user, self.task.model, headers))
         try:
             return runner.run(
                 self.task.name,
@@ -89,7 +97,7 @@ class BoundModelTask:
                 kwargs,
                 obj=self.obj,
                 reason=reason,
-                headers=self._headers,
+                headers=headers,
             )
         except AlreadyActive as error:
             return error.run
@@ -113,15 +121,16 @@ class BoundModelTask:
         call = ((self._key, *args), kwargs)
         return self.task.apply_async_on_commit(*call, **self._with_headers({}))
 
-    for _verb in (run, delay, apply_async, on_commit):
-        # A template does not call these.
-        _verb.alters_data = True  # type: ignore[attr-defined]
-    del _verb
+    # A template calls none of these.
+    run.alters_data = True  # type: ignore[attr-defined]
+    delay.alters_data = True  # type: ignore[attr-defined]
+    apply_async.alters_data = True  # type: ignore[attr-defined]
+    on_commit.alters_data = True  # type: ignore[attr-defined]
 
     @property
     def runs(self) -> TaskRunRecordQuerySet:
         """All runs of this task on this object, newest first."""
-        return TaskRunRecord.objects.for_object(self.obj).of_task(self.task.name).order_by("-pk")
+        return self.task.runs_about(self.obj.pk)
 
     def current(self) -> TaskRunRecord | None:
         """Return the latest run; None if there was none."""
@@ -149,18 +158,6 @@ class BoundModelTask:
         """What tells the worker where the object is, if it would look elsewhere."""
         alias = router.db_for_write(type(self.obj), instance=self.obj)
         return None if alias == router.db_for_write(self.task.model) else {DATABASE_HEADER: alias}
-
-    def _objects_for(self, user: AnyUser | None) -> ObjectSource:
-        """Return where the objects in the arguments are looked for: this one where it is."""
-        usual, own = objects_for(user), type(self.obj)._meta.concrete_model
-        alias = router.db_for_write(type(self.obj), instance=self.obj)
-
-        def source(model: type[models.Model]) -> models.QuerySet[Any] | None:
-            found = usual(model)
-            is_own = found is not None and model._meta.concrete_model is own
-            return model._base_manager.using(alias) if is_own else found
-
-        return source
 
     def _with_headers(self, options: dict[str, Any]) -> dict[str, Any]:
         own = self._headers
@@ -190,9 +187,9 @@ class ModelTaskMethod:
     """What ``@model_task`` leaves in the place of a method."""
 
     def __init__(
-        self, function: Callable[..., Any], needs: Sequence[str], options: Mapping[str, Any]
+        self, function: Callable[..., Any], needs: tuple[str, ...], options: Mapping[str, Any]
     ) -> None:
-        self.function, self.needs, self.options = function, tuple(needs), options
+        self.function, self.needs, self.options = function, needs, options
         self.name = function.__name__
         update_wrapper(self, function)
 
@@ -269,8 +266,29 @@ def _method(function: Any, *, depends_on: Sequence[str] = (), **options: Any) ->
     base = options.get("base", ModelTask)
     if not (isinstance(base, type) and issubclass(base, ModelTask)):
         raise TypeError(f"The base of {function.__qualname__} has to be a ModelTask.")
-    needs = [depends_on] if isinstance(depends_on, str) else depends_on
-    return ModelTaskMethod(function, needs, options)
+    _check_parameters(function)
+    return ModelTaskMethod(function, _names_in(depends_on), options)
+
+
+def _check_parameters(function: Callable[..., Any]) -> None:
+    """Raise TypeError for parameters that a call of the task could not give."""
+    name, parameters = function.__qualname__, list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in _BY_POSITION:
+        raise TypeError(f"{name} is no method: its first parameter is to be the object.")
+    for item in parameters[1:]:
+        if item.name == OBJECT:
+            text = "is the name of the task's own, for the object"
+            raise TypeError(f"{name} can't have a parameter {OBJECT!r}: that {text}.")
+        is_by_position = item.kind in _BY_POSITION and item.default is item.empty
+        if item.name in _KEYWORDS_OF_RUN and not is_by_position:
+            raise TypeError(
+                f"The parameter {item.name!r} of {name} has to be a required one, which is given "
+                f"by its position: run({item.name}=...) says who runs the task, or why."
+            )
+
+
+def _names_in(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _register(sender: type[models.Model], **kwargs: Any) -> None:
@@ -287,10 +305,7 @@ def _register(sender: type[models.Model], **kwargs: Any) -> None:
             f"name an object: {', '.join(methods)} can't be model tasks."
         )
     _check_needs(sender, methods)
-    # A proxy shows the same rows: what it does not change is the same task.
-    concrete = sender._meta.concrete_model
-    shared = {} if concrete is sender else _methods_of(concrete)
-    own = {name: method for name, method in methods.items() if shared.get(name) is not method}
+    own, concrete = _own_methods(sender, methods), sender._meta.concrete_model
     names = _names[sender] = {
         name: f"{sender.__module__}.{sender.__name__}.{name}"
         if name in own
@@ -299,6 +314,27 @@ def _register(sender: type[models.Model], **kwargs: Any) -> None:
     }
     for method in own.values():
         _make(sender, method, names)
+
+
+def _own_methods(
+    model: type[models.Model], methods: Mapping[str, ModelTaskMethod]
+) -> dict[str, ModelTaskMethod]:
+    """Return those methods of which the model has a task of its own: all, but for a proxy.
+
+    A proxy shows the rows of another model: what it does not change is the task of that one.
+    """
+    concrete = model._meta.concrete_model
+    if concrete is model:
+        return dict(methods)
+    shared = _methods_of(concrete)
+    own = {name: item for name, item in methods.items() if shared.get(name) is not item}
+    while more := {
+        name: item
+        for name, item in methods.items()
+        if name not in own and not own.keys().isdisjoint(item.needs)
+    }:
+        own |= more
+    return own
 
 
 def _methods_of(model: type[models.Model]) -> dict[str, ModelTaskMethod]:
@@ -329,10 +365,8 @@ def _check_needs(model: type[models.Model], methods: Mapping[str, ModelTaskMetho
 def _required(method: ModelTaskMethod) -> list[str]:
     """Return the parameters that every call has to give."""
     _self, *others = inspect.signature(method.function).parameters.values()
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        item.name for item in others if item.default is item.empty and item.kind not in variadic
-    ]
+    required = (item for item in others if item.default is item.empty)
+    return [item.name for item in required if item.kind not in _VARIADIC]
 
 
 def _refuse_circles(model: type[models.Model], needs: Mapping[str, Sequence[str]]) -> None:
@@ -355,17 +389,18 @@ def _make(model: type[models.Model], method: ModelTaskMethod, names: Mapping[str
         "model": model,
         "method_name": method.name,
     }
-    unique_on = options.get("unique_on")
-    if unique_on is not None and OBJECT not in unique_on:
-        options["unique_on"] = (OBJECT, *unique_on)
-    shared_task(**options)(_body(method, model))
+    if options.get("unique_on") is not None:
+        others = (name for name in _names_in(options["unique_on"]) if name != OBJECT)
+        options["unique_on"] = (OBJECT, *others)
+    shared_task(**options)(_body(method))
 
 
-def _body(method: ModelTaskMethod, model: type[models.Model]) -> Callable[..., Any]:
-    """Return what the worker runs."""
+def _body(method: ModelTaskMethod) -> Callable[..., Any]:
+    """Return what the worker runs: the method, of the object that is loaded by its key."""
 
-    def run(task: ModelTask, object: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return method(task.load(object), *args, **kwargs)
+    def run(task: ModelTask, /, *args: Any, **kwargs: Any) -> Any:
+        key, *others = args or (kwargs.pop(OBJECT),)
+        return method(task.load(key), *others, **kwargs)
 
     update_wrapper(run, method.function)
     run.__signature__ = _signature(method)  # type: ignore[attr-defined]
@@ -374,11 +409,89 @@ def _body(method: ModelTaskMethod, model: type[models.Model]) -> Callable[..., A
 
 def _signature(method: ModelTaskMethod) -> inspect.Signature:
     """Return the signature of a task's body: the task, the object, the method's parameters."""
-    own = inspect.signature(method.function)
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    _self, *others = own.parameters.values()
-    first = [inspect.Parameter(name, kind) for name in ("task", OBJECT)]
-    return own.replace(parameters=[*first, *others])
+    signature = inspect.signature(method.function)
+    own, *others = signature.parameters.values()
+    # In place of the object the task itself, as of any task that is bound.
+    first = own.replace(annotation=own.empty, default=own.empty)
+    return signature.replace(parameters=[first, first.replace(name=OBJECT), *others])
+
+
+def _objects(
+    user: AnyUser | None, own: type[models.Model], headers: Mapping[str, Any] | None
+) -> ObjectSource:
+    """Return where the objects in arguments are looked for: those of the model where it is."""
+    usual, alias = objects_for(user), (headers or {}).get(DATABASE_HEADER)
+
+    def source(model: type[models.Model]) -> models.QuerySet[Any] | None:
+        found = usual(model)
+        if found is None or model._meta.concrete_model is not own._meta.concrete_model:
+            return found
+        return model._base_manager.using(alias or router.db_for_write(model))
+
+    return source
+
+
+def _answer(invocation: Invocation) -> AsyncResult | None:
+    """Let a call for trusted code wait for what its model task needs; None: it need not wait.
+
+    All rows are written in one transaction. What would join a run, or be ignored, starts nothing.
+    """
+    task, own, now = invocation.task, invocation.own, timezone.now()
+    if not isinstance(task, ModelTask) or not task.needs or _is_answered(invocation, now):
+        return None
+    obj = task.object_in(invocation.args, invocation.kwargs)
+    options = task.passed_on(invocation.options)
+    reason = "" if own.run_context is None else own.run_context.reason
+
+    def start(task_name: str, depends_on: Sequence[TaskRunRecord]) -> TaskRunRecord:
+        objects = _objects(None, task.model, options.get("headers"))
+        runner = TaskRunner(source=Source.DEPENDENCY, objects=objects)
+        try:
+            return runner.run(
+                task_name, (obj.pk,), depends_on=depends_on, reason=reason, **options
+            )
+        except AlreadyActive as error:
+            return error.run
+
+    using = _journal()
+    with transaction.atomic(using=using):
+        needed = start_needed(task, obj.pk, start, now=now)
+        if not needed:
+            return None
+        own = replace(own, depends_on=(*own.depends_on, *needed))
+        result = answer(replace(invocation, own=own))
+        if result is None or result.id != invocation.task_id:
+            # Somebody was faster, and has started what it needs too.
+            transaction.set_rollback(True, using=using)
+    return result
+
+
+def _announce(invocation: Invocation, using: str) -> Callable[[], AsyncResult] | None:
+    """Let a call wait in the transaction that it belongs to, if it has to wait at all."""
+    if using != _journal():
+        return lambda: _answer(invocation) or answer(invocation) or invocation.send()
+    result = _answer(invocation)
+    return None if result is None else lambda: result
+
+
+def _is_answered(invocation: Invocation, now: datetime) -> bool:
+    """Tell whether a call joins a run that is active, or is ignored."""
+    if is_in_canvas(invocation):
+        return False
+    same = sameness(invocation)
+    if same.is_ignoring and ignoring.open_window(same.key, now, _journal()) is not None:
+        return True
+    if same.limit is None:
+        return False
+    holder = unique.holder_of(same.key, _journal())
+    return holder is not None and not unique.is_stale(holder, same.limit, now)
+
+
+def _journal() -> str:
+    return str(router.db_for_write(TaskRunRecord))
 
 
 class_prepared.connect(_register, dispatch_uid="celery_admin_runner.model_tasks")
+# Before Django is ready: who answers for every call asks only afterwards.
+intercept(_answer)
+announce(_announce)

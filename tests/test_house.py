@@ -42,7 +42,8 @@ LAYERS = (
     {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
-    {"forms", "model_tasks", "receivers", "backends", "dispatcher", "invocations", "commands"},
+    {"forms", "receivers", "backends", "dispatcher", "invocations", "commands"},
+    {"model_tasks"},
     {"admin", "management", "checks", "task_checks", "tasks", "bootsteps"},
     {"apps"},
 )
