@@ -18,10 +18,12 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
 from django.utils import timezone
+from import_export.admin import ExportActionMixin, ImportExportModelAdmin
 
 from celery_admin_runner.admin import RunHistoryAdmin
 from celery_admin_runner.admin.history_runs import RUNS_PER_PAGE
 from celery_admin_runner.admin.history_selected import SelectedObjects
+from celery_admin_runner.admin.periodic import PeriodicTaskRunMixin
 from celery_admin_runner.admin.questions import MAX_SELECTED
 from celery_admin_runner.admin.runs import TaskRunRecordAdmin
 from celery_admin_runner.admin.tasks import CeleryTaskAdmin
@@ -179,7 +181,7 @@ def test_the_page_shows_the_runs_of_the_object_newest_first(client: Client) -> N
     shown = page.context["runs"]
     assert [item.run.pk for item in shown] == [new.pk, old.pk]
     assert [item.task for item in shown] == ["tests.tasks.add", "Build the report"]
-    for text in ("Runs: June", "Audit", "Again", "run-state-failure", "2 runs"):
+    for text in ("<title>June | Runs", "Audit", "Again", "run-state-failure", "2 runs"):
         assert text in page.text
     assert f"/shop/celery_admin_runner/taskrunrecord/{old.pk}/change/" in page.text
 
@@ -436,9 +438,11 @@ def test_an_active_run_that_the_user_may_not_see_is_told_of_without_a_link() -> 
     client = client_of(make_user("run_celerytask", CHANGE))
 
     page = client.get(url("runs", report.pk))
+    change = client.get(url("change", report.pk))
     shown = client.get(run_url(report, "shout"))
 
     assert "Shout: Queued" in page.text
+    assert "Shout: Queued" in change.text
     assert "/taskrunrecord/" not in shown.context["problem"]
     assert page.context["runs"] == []
 
@@ -744,6 +748,29 @@ def test_a_model_admin_may_have_templates_and_methods_of_its_own(
     assert "Run: Build the report" in page.text
     assert OTHER_TEMPLATE in [template.name for template in page.templates]
     assert client.get(url("runs", report.pk)).status_code == 200
+
+
+def test_the_mixin_goes_with_others_that_change_the_page() -> None:
+    class Both(RunHistoryAdmin, ImportExportModelAdmin, ExportActionMixin):
+        """Imports and exports too."""
+
+    class Twice(PeriodicTaskRunMixin, RunHistoryAdmin):
+        """Wraps the page as well."""
+
+        def _page_context(self, request: HttpRequest, periodic_task: Any) -> dict[str, Any]:
+            return {"run_now_url": "/elsewhere/"}
+
+    report = make_report()
+    request = RequestFactory().get("/shop/")
+    request.user = make_superuser()
+
+    exporting, wrapped = Both(Report, SITE), Twice(Report, SITE)
+
+    assert {"run_task_for_selected", "export_admin_action"} <= set(exporting.get_actions(request))
+    for model_admin in (exporting, wrapped):
+        page = model_admin.change_view(request, str(report.pk)).render()
+        assert "Run: Build the report" in page.text
+    assert "/elsewhere/" in page.text
 
 
 def test_adding_and_popups_have_no_links(client: Client) -> None:

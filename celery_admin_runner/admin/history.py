@@ -14,7 +14,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy
 
-from celery_admin_runner.admin.history_runs import READ
+from celery_admin_runner.admin.history_runs import OBJECT_CSS, READ
 from celery_admin_runner.admin.history_selected import SelectedObjects
 from celery_admin_runner.admin.questions import POST, READ_OR_POST
 from celery_admin_runner.runner import RUN_PERMISSION
@@ -96,6 +96,7 @@ class RunHistoryAdmin(ModelAdmin):  # type: ignore[type-arg]
             # A name of its own: another mixin may wrap the page in the same way.
             "run_history_template": response.resolve_template(response.template_name),
             "run_history": {
+                "css": OBJECT_CSS,
                 "url": self.object_runs.runs_url(obj),
                 "offers": self.object_runs.offers(request, obj),
             },

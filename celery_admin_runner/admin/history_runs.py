@@ -21,6 +21,8 @@ from celery_admin_runner.admin.run_views import RECENT_FIELDS, RecentRun, recent
 from celery_admin_runner.models import TaskRunRecord
 
 READ = ("GET", "HEAD")
+#: The style sheet of the runs about an object, and of the buttons on its page.
+OBJECT_CSS = "celery_admin_runner/object_runs.css"
 #: So many runs stand on a page.
 RUNS_PER_PAGE = 50
 
@@ -46,7 +48,7 @@ class ObjectRuns(AskingAdmin):
     templates = "admin/celery_admin_runner/object"
 
     class Media:
-        css: ClassVar[dict[str, list[str]]] = {"all": [display.CSS, QUESTIONS_CSS]}
+        css: ClassVar[dict[str, list[str]]] = {"all": [display.CSS, QUESTIONS_CSS, OBJECT_CSS]}
         js: ClassVar[list[str]] = [display.LIVE_JS]
 
     def __init__(self, owner: ModelAdmin[Any]) -> None:
@@ -93,8 +95,7 @@ class ObjectRuns(AskingAdmin):
         return self.ask(
             request,
             "runs.html",
-            title=_("Runs: %(object)s") % {"object": obj},
-            original=_("Runs"),
+            title=_("Runs"),
             object=obj,
             object_url=self.object_url(obj),
             runs=list(self._shown(request, page, is_live=is_in_journal)),

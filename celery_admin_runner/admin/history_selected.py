@@ -52,6 +52,8 @@ class Choice:
         """Return what choosing it means for so many objects."""
         if self.problem or number == 1:
             return self.problem
+        if self.task.needs_more:
+            return _("One run for all %(count)s; its form comes first.") % {"count": number}
         if self.is_one_run:
             return _("One run for all %(count)s.") % {"count": number}
         return _("%(count)s runs, one for each.") % {"count": number}
@@ -75,7 +77,9 @@ class SelectedObjects(ObjectTasks):
         each = [self._each(request, task) for task in self.runnable(request, self.model_tasks())]
         names = self.owner.selection_tasks
         infos = [info for name in names if (info := info_of(name))]
-        lists = [OfferedTask(info=info, title=info.summary or info.name) for info in infos]
+        lists = [
+            OfferedTask(info=info, title=info.summary.rstrip(".") or info.name) for info in infos
+        ]
         return [*each, *(self._all(request, task) for task in self.runnable(request, lists))]
 
     def _each(self, request: HttpRequest, task: OfferedTask) -> Choice:
@@ -174,7 +178,8 @@ class SelectedObjects(ObjectTasks):
         return self.ask(
             request,
             "choose_task.html",
-            title=_("Run a task for selected objects"),
+            title=_("Run a task for selected %(names)s")
+            % {"names": self.opts.verbose_name_plural},
             form_url=self.selected_url(request, "run_task_for_selected"),
             back_url=self.list_url(request),
             yes=_("Continue"),

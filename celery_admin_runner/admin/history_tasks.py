@@ -12,6 +12,7 @@ from django.contrib import messages
 from django.contrib.admin.utils import quote
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.db import router
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -45,8 +46,10 @@ from celery_admin_runner.exceptions import (
 )
 from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.forms.objects import Viewer
+from celery_admin_runner.headers import DATABASE_HEADER
 from celery_admin_runner.model_tasks import model_tasks_of
 from celery_admin_runner.models import CeleryTask, Source, TaskRunRecord
+from celery_admin_runner.object_tasks import ModelTask
 from celery_admin_runner.parameters import Parameter
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import TaskInfo, get_task, get_task_info
@@ -107,6 +110,16 @@ class OfferedTask:
     def needs_more(self) -> bool:
         """Whether more than the first argument has to be filled in."""
         return any(parameter.is_required for parameter in self._parameters[1:])
+
+    @property
+    def needs(self) -> list[str]:
+        """The titles of the tasks that have to succeed before, on the same object."""
+        task = get_task(self.name)
+        return (
+            [str(get_task(name).title) for name in task.needs]
+            if isinstance(task, ModelTask)
+            else []
+        )
 
     def is_kept_away_by(self, run: TaskRunRecord, obj: Model, now: datetime) -> bool:
         """Tell whether a run with a key keeps one away that is given nothing but the object."""
@@ -304,7 +317,9 @@ class ObjectTasks(ObjectRuns):
         self, request: HttpRequest, runner: TaskRunner, task: OfferedTask, obj: Model
     ) -> TaskRunRecord:
         """Run a task about an object, and leave a LogEntry at that; raises as the runner does."""
-        run = runner.run(task.name, [obj.pk], obj=obj, reason=reason_of(request))
+        run = runner.run(
+            task.name, [obj.pk], obj=obj, reason=reason_of(request), headers=_whereabouts(obj)
+        )
         self.owner.log_change(request, obj, self.log_text(task, run))
         return run
 
@@ -367,6 +382,12 @@ def runs_about(objects: Sequence[Model]) -> TaskRunRecordQuerySet:
     runs = TaskRunRecord.objects.all()
     kind = ContentType.objects.db_manager(runs.db).get_for_model(objects[0])
     return runs.filter(content_type=kind.pk, object_id__in=[str(obj.pk) for obj in objects])
+
+
+def _whereabouts(obj: Model) -> dict[str, str] | None:
+    """Return the header that tells the worker where an object is, if it would look elsewhere."""
+    alias = router.db_for_write(type(obj), instance=obj)
+    return None if alias == router.db_for_write(type(obj)) else {DATABASE_HEADER: alias}
 
 
 def info_of(task_name: str) -> TaskInfo | None:
