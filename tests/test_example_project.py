@@ -36,10 +36,10 @@ CALLS: dict[str, list[object]] = {
     "add_vat": ["10.50", 10],
     "call_webhook": ["https://example.com/hook", {"a": 1}],
     "check_warehouse_link": ["linz", 1],
-    "clear_expired_sessions": [],
     "close_month": [2026, 10],
     "count_orders_by_weekday": [],
     "export_orders": ["2026-01-01", "2026-12-31", ["id", "total"], "json"],
+    "import_prices": ["north", 0.1],
     "legacy_report": ["sales", "intro", {"pages": 3}],
     "print_label": [
         {"name": "Ida", "street": "Gasse 1", "postcode": "1010", "city": "Wien"},
@@ -105,11 +105,18 @@ class Demo:
             assert response.status == 201
             return dict(json.load(response))
 
-    def press(self, button: str, **form: str) -> None:
-        """Press a button of a page of the journal."""
-        data = urllib.parse.urlencode({**form, **self._token("form")}).encode()
-        address = f"{self.url}celery_admin_runner/taskrunrecord/{button}"
-        self._opener.open(address, data, timeout=20).close()
+    def press(self, button: str, **form: object) -> str:
+        """Press a button of a page of the journal, or of another; return what answers."""
+        data = urllib.parse.urlencode({**form, **self._token("form")}, doseq=True).encode()
+        base = "" if button.startswith("shop/") else "celery_admin_runner/taskrunrecord/"
+        with self._opener.open(f"{self.url}{base}{button}", data, timeout=20) as response:
+            return str(response.read().decode())
+
+    def confirm(self, button: str, **form: object) -> str:
+        """Press a button, and say yes to the question that answers."""
+        page = self.press(button, **form)
+        shown = re.findall(r'name="(known|_confirmed)" value="([^"]*)"', page)
+        return self.press(button, **form, **dict(shown))
 
     def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         """Ask the demo's database."""
@@ -200,7 +207,12 @@ def test_the_demo_runs_each_task_on_a_real_worker_and_stops_when_asked(folder: P
     with running_demo(folder) as demo:
         front_page = demo.log_in("admin")
         [(order, customer)] = demo.rows("SELECT max(id), max(customer_id) FROM shop_order")
-        calls = {**CALLS, "refund_order": [order, "0.50"], "email_customer": [customer, "Tea"]}
+        calls = {
+            **CALLS,
+            "refund_order": [order, "0.50"],
+            "send_receipt": [order],
+            "email_customer": [customer, "Tea"],
+        }
         runs = {
             name: demo.run(f"shop.tasks.{name}", args=args, reason="To try it")
             for name, args in calls.items()
@@ -326,6 +338,92 @@ def test_what_a_task_starts_is_in_the_journal_with_who_asked_for_it(demo: Demo) 
 
     assert {row[:3] for row in children()} == {("SUCCESS", "code", "operator")}
     assert all("taken over" in str(row[3]) for row in children())
+
+
+def test_the_project_has_nothing_to_complain_of_its_tasks(tmp_path: Path) -> None:
+    command = [sys.executable, "manage.py", "check", "--fail-level", "WARNING"]
+
+    answer = subprocess.run(
+        command, cwd=EXAMPLE, env=environment(tmp_path), capture_output=True, text=True
+    )
+
+    assert answer.returncode == 0, answer.stderr
+
+
+def states_about(demo: Demo, order: object) -> list[tuple[object, ...]]:
+    """Return task and state of what was run about an order since the demo is up."""
+    query = f"SELECT task_name, state FROM {JOURNAL} WHERE object_id = ? AND worker <> ?"
+    return demo.rows(f"{query} ORDER BY id", str(order), "worker@shop")
+
+
+def test_an_order_is_shipped_after_it_was_taken_from_the_shelf(demo: Demo) -> None:
+    query = "SELECT o.id FROM shop_order o JOIN shop_product p ON p.id = o.product_id"
+    [(order,), *_] = demo.rows(f"{query} WHERE picked_at IS NULL AND stock >= quantity")
+
+    demo.confirm(f"shop/order/{order}/runs/shop.models.Order.ship/")
+
+    names = [f"shop.models.Order.{name}" for name in ("pick", "ship")]
+    done = sorted((name, "SUCCESS") for name in names)
+    wait_until(lambda: sorted(states_about(demo, order)) == done, why="It is not shipped")
+    [(is_shipped,)] = demo.rows("SELECT shipped_at > picked_at FROM shop_order WHERE id=?", order)
+    assert is_shipped
+
+
+def test_a_receipt_is_sent_once_the_payment_is_committed_and_not_again(demo: Demo) -> None:
+    [(order,), *_] = demo.rows("SELECT id FROM shop_order WHERE paid_at IS NULL")
+    form = {"action": "mark_as_paid", "_selected_action": order}
+
+    def states() -> list[object]:
+        return [state for _name, state in states_about(demo, order)]
+
+    demo.press("shop/order/", **form)
+    wait_until(lambda: states() == ["SUCCESS"], why="No receipt is sent")
+    demo.press("shop/order/", **form)
+
+    query = f"SELECT run_by_name, reason FROM {JOURNAL} WHERE object_id = ?"
+    assert states() == ["SUCCESS", "IGNORED"]
+    assert set(demo.rows(query, str(order))) == {("operator", "It was paid")}
+
+
+def test_a_second_import_of_a_supplier_is_refused_while_the_first_one_runs(demo: Demo) -> None:
+    demo.run("shop.tasks.import_prices", args=["south", 5])
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        demo.run("shop.tasks.import_prices", args=["south", 1])
+
+    with refused.value as answer:
+        assert answer.code == 400
+        assert "active" in answer.read().decode()
+
+
+def test_a_command_of_the_shop_is_a_task(demo: Demo) -> None:
+    run = demo.run(
+        "command.shop.price_list",
+        kwargs={"skus": ["T-001"], "columns": ["name"], "header": False},
+    )
+    query = f"SELECT id FROM {JOURNAL} WHERE task_id = ? AND state = 'SUCCESS'"
+
+    wait_until(lambda: demo.rows(query, run["task_id"]), why="The list is not printed")
+
+    [(key,)] = demo.rows(query, run["task_id"])
+    assert output_of(demo, key) == "Kettle\n"
+
+
+def test_products_are_restocked_in_one_run(demo: Demo) -> None:
+    stock = "SELECT stock FROM shop_product WHERE id IN (1, 2) ORDER BY id"
+    before = [number for (number,) in demo.rows(stock)]
+    task = "shop.tasks.restock_products"
+
+    demo.confirm("shop/product/run-task-for-selected/", task=task, _selected_action=[1, 2])
+
+    after = [(number + 10,) for number in before]
+    wait_until(lambda: demo.rows(stock) == after, why="They are not restocked")
+
+
+def test_a_page_shows_what_a_worker_has_worked_out(demo: Demo) -> None:
+    page = demo.press("shop/product/", action="show_gross_price", _selected_action=1)
+
+    assert "T-001 Kettle: 41.88 euros" in page
 
 
 def output_of(demo: Demo, key: object) -> str:

@@ -79,4 +79,4 @@ class Order(models.Model):
         """
         self.shipped_at = timezone.now()
         self.save(update_fields=["shipped_at"])
-        return f"{parcels} parcels are on their way to {self.customer}"
+        return f"Parcels on their way to {self.customer}: {parcels}"

@@ -312,7 +312,7 @@ def _shipped(dice: random.Random, user: User, created_at: datetime) -> Iterator[
     order = Order.objects.filter(placed_at__lt=created_at, paid_at__isnull=False)[0]
     none = f"ValueError: Only 0 of {order.product} are left"
     pick = PastCall(task="pick", result=f"{order.quantity} of {order.product}", error=none)
-    ship = PastCall(task="ship", result=f"1 parcels are on their way to {order.customer}")
+    ship = PastCall(task="ship", result=f"Parcels on their way to {order.customer}: 1")
     failed = _about(_waiting(dice, pick, user, created_at), order)
     _begin(dice, failed)
     yield _fail(dice, failed, pick)
