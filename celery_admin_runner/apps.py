@@ -16,6 +16,7 @@ class CeleryAdminRunnerConfig(AppConfig):
     def ready(self) -> None:
         """Register checks, receivers and the types that messages can carry."""
         from celery_admin_runner import (
+            announcing,
             bootsteps,
             checks,
             commands,
@@ -39,6 +40,7 @@ class CeleryAdminRunnerConfig(AppConfig):
         receivers.connect()
         killing.register()
         invocations.connect()
+        announcing.connect()
         startup.connect()
         bootsteps.connect()
         commands.connect()

@@ -245,6 +245,10 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         savepoint, leaves nothing. What goes wrong when the call is sent is raised by the commit,
         as with Celery.
         """
+        check = getattr(self, "__header__", None) if self.typing else None
+        if check is not None:
+            # Celery 5.7 would do so after the commit, when nobody can put it right any more.
+            check(*(args or ()), **(kwargs or {}))
         invocation = self._invocation(args, kwargs, options.pop("task_id", None), options)
         self._tell_of(invocation)
         send: Callable[[], AsyncResult] = partial(_invoke, invocation)

@@ -386,7 +386,7 @@ def _insert_waiting(run: TaskRunRecord, save: Saver) -> None:
     Raises KeyTaken, DatabaseError and InvalidArguments.
     """
     using = str(router.db_for_write(TaskRunRecord))
-    _forget_deleted_user(run, using)
+    forget_deleted_user(run, using)
     save(run, using)
     dependencies.settle_on_commit(run)
 
@@ -398,7 +398,7 @@ def _insert(run: TaskRunRecord, save: Saver) -> bool:
     """
     alias = str(router.db_for_write(TaskRunRecord))
     if connections[alias].in_atomic_block:
-        _forget_deleted_user(run, alias)
+        forget_deleted_user(run, alias)
         return _inserted(run, alias, save)
     is_unclear = False
 
@@ -426,7 +426,7 @@ def _has_broken(using: str) -> bool:
     return wrapper.connection is not None and not wrapper.is_usable()
 
 
-def _forget_deleted_user(run: TaskRunRecord, using: str) -> None:
+def forget_deleted_user(run: TaskRunRecord, using: str) -> None:
     """Leave out a user who is not there any more.
 
     In a transaction PostgreSQL and SQLite would say so only at its end, which would fail.

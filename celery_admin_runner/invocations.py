@@ -64,7 +64,7 @@ def answer(invocation: Invocation) -> AsyncResult | None:
     if not has_row(invocation):
         return holding.hold(invocation)
     now, same = timezone.now(), sameness(invocation)
-    invocation = _with_override(invocation)
+    invocation = with_override(invocation)
     if is_in_canvas(invocation):
         return _start_member(invocation, same, now)
     if same.is_ignoring:
@@ -72,7 +72,7 @@ def answer(invocation: Invocation) -> AsyncResult | None:
         if success is not None:
             return ignore(invocation, same, success, now)
     try:
-        held = holding.hold(invocation, _fields(invocation, same), limit=same.limit)
+        held = holding.hold(invocation, fields_of(invocation, same), limit=same.limit)
         return _send(invocation, same, now) if held is None else held
     except unique.KeyTaken as error:
         return join(invocation, error.holder)
@@ -138,7 +138,7 @@ def ignore(
     invocation: Invocation, same: Sameness, success: TaskRunRecord, now: datetime
 ) -> AsyncResult:
     """Record that a call was ignored."""
-    fields = {**_fields(invocation, same), **ignoring.ignored_fields(success, now)}
+    fields = {**fields_of(invocation, same), **ignoring.ignored_fields(success, now)}
     run, _call = new_row(invocation, now, {**fields, "active_key": None})
     record(partial(publishing.insert, run))
     return ignored_result(invocation, run)
@@ -198,7 +198,7 @@ def _goes_on(invocation: Invocation) -> bool:
     return is_replacement or invocation.task.name.startswith(CELERY_PREFIX)
 
 
-def _with_override(invocation: Invocation) -> Invocation:
+def with_override(invocation: Invocation) -> Invocation:
     """Return the call with a header that says what its caller said of its window."""
     seconds = ignoring.override_of(invocation.task, invocation.own)
     if seconds is None:
@@ -207,7 +207,7 @@ def _with_override(invocation: Invocation) -> Invocation:
     return replace(invocation, options={**invocation.options, "headers": headers})
 
 
-def _fields(invocation: Invocation, same: Sameness) -> dict[str, Any]:
+def fields_of(invocation: Invocation, same: Sameness) -> dict[str, Any]:
     """Return the fields of a call's row that follow from our own options."""
     context = invocation.own.run_context
     about = {} if context is None else publishing.context_fields(PlainContext.of(context))
@@ -237,7 +237,7 @@ def _moment(value: Any, now: datetime) -> datetime | None:
 def _start_member(invocation: Invocation, same: Sameness, now: datetime) -> AsyncResult:
     """Start a run that somebody waits for: it has the key if it is free, and runs in any case."""
     try:
-        held = holding.hold(invocation, _fields(invocation, same), limit=same.limit)
+        held = holding.hold(invocation, fields_of(invocation, same), limit=same.limit)
         return _send(invocation, same, now, must_record=False) if held is None else held
     except unique.KeyTaken:
         return _start_member(invocation, replace(same, limit=None), now)
@@ -251,7 +251,7 @@ def _send(
     Without the journal a call is sent all the same, and that noted, unless it has to do with
     other calls, and ``must_record``: it can't promise then what it is for.
     """
-    fields = {**_fields(invocation, same), "dispatch_id": uuid4(), "claimed_at": now}
+    fields = {**fields_of(invocation, same), "dispatch_id": uuid4(), "claimed_at": now}
     run, call = new_row(invocation, now, fields)
     write = partial(_write, run, same, now)
     is_recorded = (
@@ -259,7 +259,7 @@ def _send(
     )
     if not is_recorded:
         return invocation.send()
-    return _hand_over(invocation, run, call)
+    return hand_over(invocation, run, call)
 
 
 def _write(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
@@ -283,7 +283,7 @@ def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -
     return True
 
 
-def _hand_over(invocation: Invocation, run: TaskRunRecord, call: StoredCall) -> AsyncResult:
+def hand_over(invocation: Invocation, run: TaskRunRecord, call: StoredCall) -> AsyncResult:
     """Send a call that is recorded, and write down what came of that; raises what Celery does."""
     marks = publishing.marks(run, call)
     texts = {name: marks.pop(name) for name in ("argsrepr", "kwargsrepr") if name in marks}

@@ -44,7 +44,7 @@ LAYERS = (
     {"runner", "outcomes", "task_meta", "holding", "beat"},
     {"forms", "receivers", "backends", "dispatcher", "invocations", "commands"},
     {"model_tasks"},
-    {"admin", "management", "checks", "task_checks", "tasks", "bootsteps"},
+    {"admin", "management", "checks", "task_checks", "tasks", "bootsteps", "announcing"},
     {"apps"},
 )
 #: Written by makemigrations; Django alone imports them.
