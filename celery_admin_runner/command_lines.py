@@ -9,9 +9,12 @@ from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import date
+from decimal import Decimal
 from itertools import islice
 from types import GenericAlias
 from typing import Annotated, Any, Literal, cast
+from uuid import UUID
 
 from annotated_types import Ge, Le, Len
 from django.core.exceptions import ImproperlyConfigured, ValidationError
@@ -61,6 +64,16 @@ _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 _RANGE_MAX = 25
 #: Types of constants that travel as they are, and that a Literal can name.
 _PLAIN = (str, int, bool, type(None))
+#: What makes a value of a text, and the class of what it makes, which a form has a field for.
+_MAKES: tuple[tuple[Any, type], ...] = (
+    (str, str),
+    (int, int),
+    (float, float),
+    (bool, bool),
+    (Decimal, Decimal),
+    (UUID, UUID),
+    (date.fromisoformat, date),
+)
 _MISSING: Any = inspect.Parameter.empty
 _LITERAL: Any = Literal
 _SECRET: Any = Secret
@@ -310,10 +323,13 @@ def _groups(parser: ArgumentParser, inputs: Iterable[Input]) -> Iterator[Group]:
 def _with_group(item: Input, groups: Iterable[Group]) -> Input:
     """Say in the help text of a parameter with which others it can't be given."""
     mine = (group for group in groups if any(item is member for member in group.inputs))
-    names = next((group.names for group in mine if group.inputs[1:]), "")
-    if not names:
+    group = next((group for group in mine if group.inputs[1:]), None)
+    if group is None:
         return item
-    text = _filled(gettext_lazy("Only one of these can be given: %(names)s."), names=names)
+    text = gettext_lazy("Only one of these can be given: %(names)s.")
+    if group.is_required:
+        text = gettext_lazy("Just one of these must be given: %(names)s.")
+    text = _filled(text, names=group.names)
     help_text = _joined([item.parameter.help_text, text])
     return replace(item, parameter=replace(item.parameter, help_text=help_text))
 
@@ -495,10 +511,10 @@ def _value(parser: ArgumentParser, action: Action, name: str) -> Input:
 
 
 def _kind(action: Action) -> Any:
-    """Return the plain type of an action's values, None for one that texts are made into."""
+    """Return the class of an action's values, None if it is the project's own to make them."""
     if action.type is None or not callable(action.type) or _is_file(action):
         return str
-    return action.type if action.type in (str, int, float, bool) else None
+    return next((base for made_by, base in _MAKES if action.type == made_by), None)
 
 
 def _is_file(action: Action) -> bool:
@@ -680,9 +696,13 @@ def _expanded(parser: ArgumentParser, action: Action) -> str:
 
 def _called(action: Action) -> str:
     """Return the option, or what stands for a positional argument in the usage."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return action.option_strings[0]
+    is_tuple = isinstance(action.metavar, tuple)
+    names = tuple(action.metavar or ()) if is_tuple else (action.metavar or "",)
     if action.option_strings:
-        return _option(action)
-    names = [action.metavar] if isinstance(action.metavar, str) else action.metavar or ()
+        # One name for all values says nothing that the field does not.
+        names = (_option(action), *(names if is_tuple else ()))
     return " ".join(names)
 
 
@@ -692,6 +712,10 @@ def _plain_name(text: str) -> str:
 
 
 def _name_of(kind: Any) -> str:
+    maker = getattr(kind, "__self__", None)
+    if isinstance(maker, type):
+        # ``Colour.from_name`` makes a Colour.
+        kind = maker
     return str(getattr(kind, "__name__", "") or type(kind).__name__).strip("_")
 
 

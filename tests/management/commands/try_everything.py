@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from django.core.management import BaseCommand, CommandParser
 
@@ -16,6 +17,10 @@ from django.core.management import BaseCommand, CommandParser
 class Size(Enum):
     SMALL = "s"
     LARGE = "l"
+
+    @classmethod
+    def named(cls, text: str) -> Size:
+        return cls(text)
 
     def __str__(self) -> str:
         return self.value
@@ -57,6 +62,8 @@ class Command(BaseCommand):
         parser.add_argument("--price", type=Decimal, default=Decimal("9.90"))
         parser.add_argument("--even", type=even)
         parser.add_argument("--day", type=date.fromisoformat)
+        parser.add_argument("--code", type=UUID)
+        parser.add_argument("--shade", type=Size.named)
         parser.add_argument("--wait", type=hours, default=timedelta(hours=2))
         parser.add_argument("--into", type=Path, default=Path("out"))
         parser.add_argument("--log", type=argparse.FileType("w"), default="-")
