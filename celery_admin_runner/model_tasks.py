@@ -129,7 +129,7 @@ class BoundModelTask:
 
     @property
     def runs(self) -> TaskRunRecordQuerySet:
-        """All runs of this task on this object, newest first."""
+        """The runs of this task on this object, newest first."""
         return self.task.runs_about(self.obj.pk)
 
     def current(self) -> TaskRunRecord | None:
@@ -221,14 +221,6 @@ class ModelTaskMethod:
                 "it is abstract, or has another method of this name."
             )
         return _task(name)
-
-
-@overload
-def model_task(function: Callable[..., Any], /) -> ModelTaskMethod: ...
-
-
-@overload
-def model_task(**options: Any) -> Callable[[Callable[..., Any]], ModelTaskMethod]: ...
 
 
 def model_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -468,9 +460,7 @@ def _answer(invocation: Invocation) -> AsyncResult | None:
 
 def _announce(invocation: Invocation, using: str) -> Callable[[], AsyncResult] | None:
     """Let a call wait in the transaction that it belongs to, if it has to wait at all."""
-    if using != _journal():
-        return lambda: _answer(invocation) or answer(invocation) or invocation.send()
-    result = _answer(invocation)
+    result = _answer(invocation) if using == _journal() else None
     return None if result is None else lambda: result
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from django.db import models, router
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
 from celery_admin_runner import unique
 from celery_admin_runner.base import DjangoTask, Invocation
@@ -84,9 +84,17 @@ class ModelTask(DjangoTask):
         return {"headers": given} if given else {}
 
     def runs_about(self, key: Any) -> TaskRunRecordQuerySet:
-        """Return the runs of this task on the object of this primary key, newest first."""
+        """Return the runs of this task on the object of this primary key, newest first.
+
+        A call that was ignored, or joined a run, is none. One that was skipped because what it
+        depends on has failed is one: it has not succeeded.
+        """
         runs = TaskRunRecord.objects.using(router.db_for_write(TaskRunRecord))
-        return runs.for_object(self.model(pk=key)).of_task(self.name).order_by("-pk")
+        links = TaskRunRecord.depends_on.through._base_manager
+        has_waited = Exists(links.filter(from_taskrunrecord=OuterRef("pk")))
+        came_to_something = ~Q(state=State.IGNORED) | Q(started_at__isnull=False) | has_waited
+        about = runs.for_object(self.model(pk=key)).of_task(self.name)
+        return about.filter(came_to_something).order_by("-pk")
 
     def _invocation(
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
@@ -132,7 +140,7 @@ def start_needed(
     awaited: list[TaskRunRecord] = []
     for name in task.needs:
         needed = get_task(name)
-        run = _latest(needed, key)
+        run = needed.runs_about(key).first()
         if run is not None and run.state == State.SUCCESS:
             continue
         if run is None or run.is_finished or _is_stale(needed, run, now):
@@ -141,16 +149,6 @@ def start_needed(
         if not run.is_finished:
             awaited.append(run)
     return awaited
-
-
-def _latest(task: ModelTask, key: Any) -> TaskRunRecord | None:
-    """Return the latest run on an object that came to something.
-
-    A call that was ignored or has joined a run is none. One that was skipped because what it
-    depends on has failed is one: it has not succeeded.
-    """
-    was_run = ~Q(state=State.IGNORED) | Q(started_at__isnull=False) | Q(depends_on__isnull=False)
-    return task.runs_about(key).filter(was_run).first()
 
 
 def _is_stale(task: ModelTask, run: TaskRunRecord, now: datetime) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -106,6 +107,14 @@ class Parcel(Titled):
     """Has a UUID as its primary key."""
 
     id = models.UUIDField(primary_key=True, default=uuid4)
+
+    @model_task(ignore_task_after_success=True, ignore_task_timedelta=timedelta(hours=1))
+    def weigh(self) -> None:
+        """Find out what it weighs."""
+
+    @model_task(depends_on="weigh")
+    def stamp(self) -> None:
+        """Put stamps on it."""
 
     @model_task
     def send(self, to: str, *, is_fragile: bool = False) -> str:
