@@ -8,6 +8,9 @@ from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.registry import get_task
 from tests.celery_app import app
 
+#: In so many seconds what a test says to the workers has come to them, also on a busy machine.
+LATER = 15
+
 
 def send_later(
     task_name: str, args: Sequence[object], *, countdown: float, queue: str | None = None

@@ -62,7 +62,7 @@ def polite(folder: str) -> None:
 
 
 @shared_task(bind=True, base=DjangoTask, max_retries=3)
-def tried_again(self: Task, folder: str) -> None:
+def tried_again(self: Task, folder: str, countdown: float) -> None:
     """Fail the first time, and be tried again a little later."""
     (Path(folder) / str(self.request.retries)).touch()
-    raise self.retry(countdown=2)
+    raise self.retry(countdown=countdown)

@@ -14,7 +14,7 @@ from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
 from tests.conftest import worker_name
 from tests.factories import make_user
-from tests.later import send_later
+from tests.later import LATER, send_later
 from tests.waiting import wait_for_state, wait_until
 
 TASKS = "tests.stoppable_tasks"
@@ -98,7 +98,7 @@ def test_a_run_that_looks_for_it_stops_by_itself(worker, tmp_path):
 @pytest.mark.parametrize("name", ["guarded", "unguarded"])
 def test_a_run_that_waits_in_a_worker_for_its_eta_never_begins(worker, configure, tmp_path, name):
     configure(TRACK=[f"{TASKS}.*"], SCHEDULE_ETA=False)
-    run = send_later(f"{TASKS}.{name}", [str(tmp_path / "ran")], countdown=2)
+    run = send_later(f"{TASKS}.{name}", [str(tmp_path / "ran")], countdown=LATER)
     wait_until(lambda: f"{run.task_id}] received" in worker.read_text())
 
     cancellation = TaskRunner().cancel(run)
@@ -117,7 +117,7 @@ def test_a_guarded_run_that_was_cancelled_begins_in_no_worker_that_knows_nothing
     worker, configure, tmp_path
 ):
     configure(TRACK=[f"{TASKS}.*"], SCHEDULE_ETA=False)
-    run = send_later(f"{TASKS}.guarded", [str(tmp_path / "ran")], countdown=1)
+    run = send_later(f"{TASKS}.guarded", [str(tmp_path / "ran")], countdown=LATER)
     # The workers are not told, as those that were started again since were not.
     runner = TaskRunner()
     runner._broker_away_at = float("inf")
@@ -130,7 +130,7 @@ def test_a_guarded_run_that_was_cancelled_begins_in_no_worker_that_knows_nothing
 
 
 def test_a_guarded_run_that_is_to_be_tried_again_is_cancelled_at_once(worker, tmp_path):
-    run = TaskRunner().run(f"{TASKS}.tried_again", [str(tmp_path)])
+    run = TaskRunner().run(f"{TASKS}.tried_again", [str(tmp_path), LATER])
     wait_for_state(run, State.RETRY)
 
     assert TaskRunner().cancel(run).state == State.REVOKED

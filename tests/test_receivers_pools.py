@@ -19,7 +19,7 @@ from celery_admin_runner.states import State
 from tests.celery_app import app
 from tests.conftest import worker_name
 from tests.factories import make_run
-from tests.later import send_later
+from tests.later import LATER, send_later
 from tests.tasks import tracked_add
 from tests.waiting import wait_for_state
 
@@ -67,7 +67,7 @@ def test_a_run_that_expired_or_was_revoked_does_not_start_in_any_pool(
     configure(TRACK=["tests.tasks.add"], SCHEDULE_ETA=False)
     queue = f"{QUEUE}-{pool}"
     expired = TaskRunner().run("tests.tasks.add", [1], queue=queue, expires=-1)
-    revoked = send_later("tests.tasks.add", [1], queue=queue, countdown=2)
+    revoked = send_later("tests.tasks.add", [1], queue=queue, countdown=LATER)
     app.control.revoke(revoked.task_id)
 
     wait_for_state(expired, State.EXPIRED)
