@@ -205,7 +205,7 @@ def _code_of(command: KnownCommand) -> Callable[..., None]:
     def run(task: CommandTask, /, *args: Any, **kwargs: Any) -> None:
         task.run_command(args, kwargs)
 
-    run.__doc__ = f"Run the command ``manage.py {command.name}`` of the app {command.label}."
+    run.__doc__ = f"Run the management command {command.name} of the app {command.label}."
     return run
 
 

@@ -151,7 +151,7 @@ def test_a_task_is_listed_without_an_import_of_its_command(configure: Any) -> No
     task = command_task("sendtestemail")
     info = get_task_info(task.name)
 
-    assert info.summary == "Run the command ``manage.py sendtestemail`` of the app core."
+    assert info.summary == "Run the management command sendtestemail of the app core."
     assert module not in sys.modules
     assert signature_of(task).summary.startswith("Sends a test email")
     assert module in sys.modules
