@@ -386,7 +386,7 @@ def test_a_receipt_is_sent_once_the_payment_is_committed_and_not_again(demo: Dem
 
 
 def test_a_second_import_of_a_supplier_is_refused_while_the_first_one_runs(demo: Demo) -> None:
-    demo.run("shop.tasks.import_prices", args=["south", 5])
+    demo.run("shop.tasks.import_prices", args=["south", 3])
 
     with pytest.raises(urllib.error.HTTPError) as refused:
         demo.run("shop.tasks.import_prices", args=["south", 1])

@@ -19,14 +19,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Take which products, and how they are printed."""
-        parser.add_argument("skus", nargs="*", help="only these products; none: all")
+        parser.add_argument("skus", nargs="*", help="Only these products; none: all.")
         parser.add_argument("--separator", choices=(",", ";", "|"), default=",")
         parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=["sku", "price"])
-        parser.add_argument("--up-to", type=Decimal, metavar="EUR", help="the highest price")
+        parser.add_argument("--up-to", type=Decimal, metavar="EUR", help="The highest price.")
         parser.add_argument("--header", action=BooleanOptionalAction, default=True)
         stock = parser.add_mutually_exclusive_group()
-        stock.add_argument("--in-stock", action="store_true", help="only what is there")
-        stock.add_argument("--sold-out", action="store_true", help="only what is sold out")
+        stock.add_argument("--in-stock", action="store_true", help="Only what is there.")
+        stock.add_argument("--sold-out", action="store_true", help="Only what is sold out.")
 
     def handle(
         self,
