@@ -328,6 +328,7 @@ def test_a_task_is_for_who_may_change_the_object_and_run_the_task(
     forged = client.post(run_url(report), {"_confirmed": shown.context["digest"]})
 
     assert {"Run: Build" in page.text for page in pages} == {may_run}
+    assert (url("runs", report.pk) in pages[0].text) is (pages[0].status_code == 200)
     assert asked.status_code == (200 if may_run else 403)
     assert forged.status_code == (302 if may_run else 403)
     assert TaskRunRecord.objects.exists() is may_run
@@ -484,6 +485,18 @@ def test_other_arguments_do_not_keep_a_task_away_that_is_unique_by_them() -> Non
 
 
 @ON_COMMIT
+def test_its_form_too_says_that_a_run_is_active(client: Client) -> None:
+    report = make_report()
+    active = report.shout.run()
+
+    response = client.post(url_of_form(SHOUT), {"args-object": report.pk, "mode": "typed"})
+
+    assert f"/shop/celery_admin_runner/taskrunrecord/{active.pk}/change/" in told_by(response)[0]
+    assert "runs only once" in response.text
+    assert TaskRunRecord.objects.count() == 1
+
+
+@ON_COMMIT
 def test_a_broker_that_is_away_is_told_of(client: Client) -> None:
     report = make_report()
 
@@ -560,7 +573,8 @@ def test_a_site_without_the_tasks_offers_none_that_needs_arguments() -> None:
     page = client.get(url("change", parcel.pk, model="parcel", site="small"))
 
     titles = [offer.title for offer in page.context["run_history"]["offers"]]
-    assert titles == ["Shout"]
+    assert "Shout" in titles
+    assert "Send" not in titles
     assert page.context["run_history"]["offers"][0].url.startswith("/small/")
 
 
@@ -750,6 +764,8 @@ def test_a_model_admin_may_have_templates_and_methods_of_its_own(
     assert client.get(url("runs", report.pk)).status_code == 200
 
 
+# That of import-export does not know Django 6.1's.
+@pytest.mark.filterwarnings("ignore:Overriding get_actions")
 def test_the_mixin_goes_with_others_that_change_the_page() -> None:
     class Both(RunHistoryAdmin, ImportExportModelAdmin, ExportActionMixin):
         """Imports and exports too."""

@@ -31,7 +31,7 @@ from celery_admin_runner.admin.questions import (
     yes_now,
 )
 from celery_admin_runner.admin.retry import reason_of, unsent_text
-from celery_admin_runner.admin.run_views import TASK
+from celery_admin_runner.admin.run_views import TASK, active_text
 from celery_admin_runner.exceptions import AlreadyActive, InvalidArguments, TaskNotRunnable
 from celery_admin_runner.model_keys import ModelKey
 from celery_admin_runner.models import TaskRunRecord
@@ -164,7 +164,7 @@ class SelectedObjects(ObjectTasks):
             if not self.owner.has_run_tasks_permission(request, obj):
                 problem = _("You are not allowed to run tasks about it.")
             elif found is not None and found.blocks:
-                problem = self.active_text(request, found.run)
+                problem = active_text(found.run, request, self.admin_site)
             asked.append(AskedObject(obj=obj, url=self.object_url(obj), problem=problem))
         return asked
 
@@ -227,7 +227,9 @@ class SelectedObjects(ObjectTasks):
         try:
             run = runner.run(task.name, [keys], reason=reason_of(request))
         except AlreadyActive as error:
-            self.message_user(request, self.active_text(request, error.run), messages.WARNING)
+            self.message_user(
+                request, active_text(error.run, request, self.admin_site), messages.WARNING
+            )
             return self.back_to_list(request)
         except (InvalidArguments, TaskNotRunnable) as error:
             self.message_user(request, refusal(error), messages.ERROR)

@@ -17,7 +17,6 @@ from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils import timezone
-from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
@@ -33,6 +32,7 @@ from celery_admin_runner.admin.retry import (
     reason_of,
     unsent_text,
 )
+from celery_admin_runner.admin.run_views import active_text
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.base import OwnOptions
 from celery_admin_runner.calls import signature_of, wire_of
@@ -245,7 +245,7 @@ class ObjectTasks(ObjectRuns):
             return redirect(self.form_url(request, task, [obj]) or self.runs_url(obj))
         active = self.active_runs([task], [obj]).get((task.name, str(obj.pk)))
         if active is not None and active.blocks:
-            problem = self.active_text(request, active.run)
+            problem = active_text(active.run, request, self.admin_site)
             return self._ask_one(request, obj, task, problem=problem)
         preview = preview_of(task, obj)
         if request.method != "POST" or not is_confirmed(request, digest_of([preview])):
@@ -294,7 +294,9 @@ class ObjectTasks(ObjectRuns):
         try:
             run = self.start(request, self.get_starter(request), task, obj)
         except AlreadyActive as error:
-            self.message_user(request, self.active_text(request, error.run), messages.WARNING)
+            self.message_user(
+                request, active_text(error.run, request, self.admin_site), messages.WARNING
+            )
             return redirect(self.runs_url(obj))
         except (InvalidArguments, TaskNotRunnable) as error:
             self.message_user(request, refusal(error), messages.ERROR)
@@ -327,17 +329,6 @@ class ObjectTasks(ObjectRuns):
         """Return what the LogEntry of an object says of a run."""
         text = _("Run “%(task)s” as %(task_id)s.")
         return text % {"task": task.title, "task_id": run.task_id}
-
-    def active_text(self, request: HttpRequest, run: TaskRunRecord) -> str:
-        """Return that a run keeps others away, with a link to it if the user may see it."""
-        text = _("It is active already.")
-        url, label = (
-            links.record_url(self.admin_site, request, run),
-            display.state_label(run.state),
-        )
-        if not url:
-            return f"{text} ({label})"
-        return format_html('{} <a href="{}">{}</a>', text, url, label)
 
     def newest_run(
         self, request: HttpRequest, task: OfferedTask, among: TaskRunRecordQuerySet

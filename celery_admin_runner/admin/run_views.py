@@ -16,6 +16,7 @@ from django.db import router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -25,7 +26,13 @@ from celery_admin_runner.admin.move import kept_text
 from celery_admin_runner.admin.questions import CONFIRMED, digest_of, is_confirmed
 from celery_admin_runner.admin.retry import unsent_text
 from celery_admin_runner.admin.sheets import Preview, Sheet
-from celery_admin_runner.exceptions import ALL, InvalidArguments, NotRetryable, TaskNotRunnable
+from celery_admin_runner.exceptions import (
+    ALL,
+    AlreadyActive,
+    InvalidArguments,
+    NotRetryable,
+    TaskNotRunnable,
+)
 from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.forms.run import RunForm, initial_from_query, initial_from_run
 from celery_admin_runner.models import CeleryTask, TaskRunRecord
@@ -162,6 +169,9 @@ class RunPage:
                     runs.append(current.start(self.runner))
         except InvalidArguments as error:
             current.refuse(error.errors)
+            if isinstance(error, AlreadyActive):
+                text = active_text(error.run, self.request, self.admin_site)
+                messages.warning(self.request, text)
             return None
         except NotRetryable as error:
             current.refuse({ALL: [str(error)]})
@@ -320,6 +330,13 @@ def recent_run(run: TaskRunRecord, request: HttpRequest, admin_site: AdminSite) 
         by=display.user_text(run),
         duration="" if run.duration is None else display.duration_text(run.duration),
     )
+
+
+def active_text(run: TaskRunRecord, request: HttpRequest, admin_site: AdminSite) -> str:
+    """Return that a run keeps others away, with a link to it if the user may see it."""
+    text, state = _("It is active already."), display.state_label(run.state)
+    url = links.record_url(admin_site, request, run)
+    return format_html('{} <a href="{}">{}</a>', text, url, state) if url else f"{text} ({state})"
 
 
 def _all_valid(sheets: Sequence[Sheet]) -> bool:
