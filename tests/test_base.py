@@ -143,11 +143,12 @@ def test_the_hooks_of_a_call_that_succeeds_are_told_once(hooked):
     assert result.get(timeout=60) == 12
     wait_until(lambda: len(told(result.id)) == 4)
     call = [[4], {"factor": 3}]
-    assert told(result.id)[:2] == [
+    assert sorted(told(result.id)) == [
         ["apply", *call, ["priority"], result.id],
+        ["start", *call, 0],
+        ["success", *call, 12],
         ["trigger", *call, result.id, ["priority"], result.id],
     ]
-    assert sorted(told(result.id)[2:]) == [["start", *call, 0], ["success", *call, 12]]
 
 
 def test_the_hooks_of_a_run_with_a_row_are_told_once(hooked):
@@ -161,12 +162,15 @@ def test_a_run_is_tried_again_after_its_delays_and_its_hooks_are_told_of_each(ho
     result = fail_until.delay(2)
 
     assert result.get(timeout=60) == "done"
-    wait_until(lambda: "success" in names(result.id))
-    assert names(result.id) == ["apply", "trigger", *["start", "retry"] * 2, "start", "success"]
+    # The next attempt may begin before its worker has told of the retry.
+    wait_until(lambda: len(told(result.id)) == 8)
+    own = ["apply", "retry", "retry", "start", "start", "start", "success", "trigger"]
+    assert sorted(names(result.id)) == own
     retries = [line for line in told(result.id) if line[0] == "retry"]
     assert [line[3] for line in retries] == ["ValueError('attempt 0')", "ValueError('attempt 1')"]
     first, second = (datetime.fromisoformat(line[4]) for line in retries)
-    assert timedelta(seconds=0.3) <= second - first
+    # A worker's clock strikes a little early.
+    assert timedelta(seconds=0.2) < second - first < timedelta(seconds=60)
 
 
 def test_a_run_without_further_retries_fails_and_its_hooks_are_told_once(hooked):
@@ -175,9 +179,11 @@ def test_a_run_without_further_retries_fails_and_its_hooks_are_told_once(hooked)
     with pytest.raises(ValueError, match="attempt 2"):
         result.get(timeout=60)
 
-    wait_until(lambda: "failure" in names(result.id))
-    assert names(result.id)[2:] == [*["start", "retry"] * 2, "start", "failure"]
-    assert told(result.id)[-1][3:] == ["ValueError('attempt 2')", "ExceptionInfo"]
+    wait_until(lambda: len(told(result.id)) == 8)
+    own = ["apply", "failure", "retry", "retry", "start", "start", "start", "trigger"]
+    assert sorted(names(result.id)) == own
+    [failure] = [line for line in told(result.id) if line[0] == "failure"]
+    assert failure[3:] == ["ValueError('attempt 2')", "ExceptionInfo"]
 
 
 def test_a_run_that_is_kept_is_triggered_when_it_is_sent(db):
