@@ -6,18 +6,31 @@ import time
 from contextlib import suppress
 
 import pytest
+from django.conf import settings
 
 from celery_admin_runner.control import Answer
 from celery_admin_runner.exceptions import NotCancellable
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
-from tests.conftest import worker_name
+from tests.conftest import running_worker, worker_name
 from tests.factories import make_user
 from tests.later import LATER, send_later
 from tests.waiting import wait_for_state, wait_until
 
 TASKS = "tests.stoppable_tasks"
+
+
+@pytest.fixture
+def queue_of_its_own(transactional_db):
+    """The queue of a worker for one test.
+
+    A process that went on after SIGTERM takes the next task. And billiard has that one ended by
+    the next SIGTERM without a word: other tests wait for its last words.
+    """
+    queue = f"{settings.QUEUE}-own"
+    with running_worker("own", "--concurrency", "1", "-Q", queue):
+        yield queue
 
 
 def answer_of(worker: str, answers: tuple[Answer, ...]) -> Answer:
@@ -73,8 +86,8 @@ def test_a_run_that_was_asked_to_stop_and_does_not_look_is_killed(worker, tmp_pa
     assert run.exception == "Terminated while it ran."
 
 
-def test_a_run_that_goes_on_after_sigterm_and_ends_well_has_succeeded(worker, tmp_path):
-    run = running(f"{TASKS}.stubborn", str(tmp_path))
+def test_a_run_that_goes_on_after_sigterm_and_ends_well_has_succeeded(queue_of_its_own, tmp_path):
+    run = running(f"{TASKS}.stubborn", str(tmp_path), queue=queue_of_its_own)
     wait_until((tmp_path / "begun").exists)
     TaskRunner().cancel(run, terminate=True)
     wait_until((tmp_path / "asked").exists)
