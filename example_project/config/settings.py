@@ -111,6 +111,7 @@ CELERY_TIMEZONE = TIME_ZONE
 # What a beat sends, if one is started; the demo itself starts none.
 CELERY_BEAT_SCHEDULE = {
     "Count the orders": {"task": "shop.tasks.count_orders_by_weekday", "schedule": 60.0},
+    "Clear old sessions": {"task": "command.sessions.clearsessions", "schedule": 24 * 3600.0},
 }
 
 # What this package is told. Every key is explained in README.rst.
