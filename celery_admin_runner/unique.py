@@ -80,7 +80,7 @@ def _generated(task: DjangoTask, args: Sequence[Any], kwargs: Mapping[str, Any])
     """Return the text that the task's own generator makes of a call."""
     generator: Any = task.unique_key_generator
     # A function becomes a method of the task it is given to, and gets the task by that.
-    is_bound = getattr(generator, "__self__", None) is task
+    is_bound = getattr(generator, "__self__", None) == task
     given = (task.name, tuple(args), dict(kwargs))
     text = generator(*given) if is_bound else generator(task, *given)
     if not isinstance(text, str):
@@ -254,9 +254,11 @@ def take(
     nothing to do with the key is raised as it is, and leaves the caller's transaction, if there
     is one, as it was.
     """
-    if connections[using].features.has_select_for_update:
+    wrapper = connections[using]
+    if wrapper.features.has_select_for_update or not wrapper.in_atomic_block:
         # Who inserts in vain keeps the key's row locked on MariaDB while its transaction lasts,
-        # and the server's log full. On SQLite who has only read may not write any more.
+        # and fills the server's log. In a transaction on SQLite who has only read before may
+        # not write any more.
         check_free(key, task_id, limit, now, using)
     for attempt in range(TRIES):
         try:

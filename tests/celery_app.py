@@ -34,6 +34,7 @@ app = Celery(
         "tests.stoppable_tasks",
         "tests.talking_tasks",
         "tests.held_tasks",
+        "tests.unique_tasks",
     ],
 )
 app.conf.broker_url = os.environ.get("CELERY_BROKER_URL") or "filesystem://"
