@@ -601,6 +601,60 @@ def test_a_task_is_run_about_each_selected_object(client: Client, operator: User
     assert LogEntry.objects.count() == 2
 
 
+@ON_COMMIT
+def test_selected_objects_that_are_confirmed_twice_are_asked_for_again(client: Client) -> None:
+    shown = choose(client, ask_selected(client, make_report("A"), make_report("B")), SHOUT)
+    answer(client, shown)
+    finish()
+
+    again = answer(client, shown)
+
+    assert "Do you want one more?" in again.text
+    assert TaskRunRecord.objects.count() == 2
+
+
+def test_a_reason_is_asked_for_selected_objects_where_the_rule_says_so(
+    client: Client, configure: Callable[..., None]
+) -> None:
+    configure(RUNNABLE_TASKS={"*": {"reason": True}})
+    shown = choose(client, ask_selected(client, make_report()), SHOUT)
+
+    again = answer(client, shown)
+
+    assert again.context["errors"] == "This task needs a reason."
+    assert not TaskRunRecord.objects.exists()
+
+
+def test_of_selected_objects_that_another_was_faster_with_is_told_each(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, free = make_report("Busy"), make_report("Free")
+    shown = choose(client, ask_selected(client, busy, free), SHOUT)
+    busy.shout.run()
+    monkeypatch.setattr(SelectedObjects, "active_runs", lambda *_args: {})
+
+    response = answer(client, shown)
+
+    assert TaskRunRecord.objects.for_object(free).count() == 1
+    assert "“Busy” was left out: " in told_by(response)[-1]
+
+
+def test_a_model_admin_may_let_run_who_only_sees_its_objects(
+    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]
+) -> None:
+    may_view = ReportAdmin.has_view_permission
+    monkeypatch.setattr(ReportAdmin, "has_run_tasks_permission", may_view, raising=False)
+    report = make_report()
+    viewer = client_of(make_user("run_celerytask", VIEW))
+
+    shown = viewer.get(run_url(report, "shout"))
+    configure(RUNNABLE_TASKS=[])
+    refused = ask_selected(viewer, report)
+
+    assert "Yes, run it now" in shown.text
+    assert refused.status_code == 403
+
+
 def test_the_only_task_is_not_asked_for(configure: Callable[..., None], client: Client) -> None:
     configure(RUNNABLE_TASKS=["*.shout"])
 

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.admin import ModelAdmin
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy
 
-from celery_admin_runner.admin.history_runs import OBJECT_CSS, READ
+from celery_admin_runner.admin.history_runs import OBJECT_CSS, READ, ObjectAdmin
 from celery_admin_runner.admin.history_selected import SelectedObjects
 from celery_admin_runner.admin.questions import POST, READ_OR_POST
-from celery_admin_runner.runner import RUN_PERMISSION
 
 #: The action that is added to the list of objects.
 ACTION = "run_task_for_selected"
 
 
-class RunHistoryAdmin(ModelAdmin):  # type: ignore[type-arg]
+class RunHistoryAdmin(ObjectAdmin):
     """Adds to a ModelAdmin the runs about an object, and buttons that run its tasks.
 
     Goes before the ModelAdmin's own class: ``class ReportAdmin(RunHistoryAdmin, ModelAdmin)``.
     """
-
-    #: Names of tasks whose first parameter takes a list of this model's objects: they can be
-    #: run once for all that are selected in the list.
-    selection_tasks: Sequence[str] = ()
 
     def __init__(self, model: type[Model], admin_site: admin.AdminSite) -> None:
         """Add the action, unless there are to be none."""
@@ -45,14 +38,12 @@ class RunHistoryAdmin(ModelAdmin):  # type: ignore[type-arg]
         return SelectedObjects(self)
 
     def has_run_tasks_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Tell whether the user may run tasks about this object, or any: who may change it.
+        """Tell whether the user may run tasks about this object: who may change it.
 
         The permission to run the task itself is asked for besides. Without an object: whether
-        the action is offered, so there must be a task that it can run.
+        the action is offered, so there is a task for it that this user may run.
         """
-        if not request.user.has_perm(RUN_PERMISSION):
-            return False
-        if not self.has_change_permission(request, obj):
+        if not super().has_run_tasks_permission(request, obj):
             return False
         return obj is not None or self.object_runs.may_run_any(request)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +38,21 @@ class ShownRun:
     reason: str
 
 
+class ObjectAdmin(ModelAdmin):  # type: ignore[type-arg]
+    """What the pages ask of the ModelAdmin of the objects."""
+
+    #: Names of tasks whose first parameter takes a list of this model's objects: they can be
+    #: run once for all that are selected in the list.
+    selection_tasks: Sequence[str] = ()
+
+    def has_run_tasks_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        """Tell whether the user may run tasks about this object, or any: who may change it.
+
+        The permission to run the task itself is asked for besides.
+        """
+        return self.has_change_permission(request, obj)
+
+
 class ObjectRuns(AskingAdmin):
     """The runs about the objects of another ModelAdmin, which says who sees which object.
 
@@ -51,7 +66,7 @@ class ObjectRuns(AskingAdmin):
         css: ClassVar[dict[str, list[str]]] = {"all": [display.CSS, QUESTIONS_CSS, OBJECT_CSS]}
         js: ClassVar[list[str]] = [display.LIVE_JS]
 
-    def __init__(self, owner: ModelAdmin[Any]) -> None:
+    def __init__(self, owner: ObjectAdmin) -> None:
         """Take the ModelAdmin of the objects."""
         super().__init__(owner.model, owner.admin_site)
         self.owner = owner

@@ -102,6 +102,8 @@ class SelectedObjects(ObjectTasks):
 
     def ask_for(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         """Ask which task is to be run for the selected objects; None if there are too many."""
+        if not self.may_run_any(request):
+            raise PermissionDenied
         if not self.is_sane_number(request, queryset.count()):
             return None
         return self._ask(request, list(queryset.order_by("pk")))
