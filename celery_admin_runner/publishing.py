@@ -7,7 +7,7 @@ once before the message goes and once after it went, each one statement.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,8 +22,11 @@ from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
 from django.apps import apps
 from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import ValidationError
 from django.db import DatabaseError, IntegrityError, connections, router, transaction
+from django.db.models import Model
 from django.utils import timezone
 
 from celery_admin_runner.conf import settings
@@ -31,6 +34,7 @@ from celery_admin_runner.contexts import PlainContext
 from celery_admin_runner.encoding import FORCED, storable_text, to_plain
 from celery_admin_runner.exceptions import NotEncodable
 from celery_admin_runner.headers import (
+    CONTEXT_HEADER,
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
     OF_THE_RUN,
@@ -168,6 +172,8 @@ def _continues_run(headers: dict[str, Any], task_id: str) -> bool:
         return False
     setattr(request, REPLACED, True)
     headers.update({RUN_HEADER: task_id, ROW_HEADER: request.headers.get(ROW_HEADER)})
+    if CONTEXT_HEADER in request.headers:
+        headers.setdefault(CONTEXT_HEADER, request.headers[CONTEXT_HEADER])
     return True
 
 
@@ -205,21 +211,30 @@ def origin(headers: Mapping[str, Any]) -> dict[str, Any]:
 def context_fields(context: PlainContext) -> dict[str, Any]:
     """Return the fields of a new run that tell who asked for it, about what and why.
 
-    A model that this site does not have is left out.
+    A model that this site does not have, and a user that can't be one of its own, is left out.
     """
     fields: dict[str, Any] = {
         "label": storable_text(context.label)[:255],
         "reason": storable_text(context.reason),
     }
     if context.user_pk:
-        fields["run_by_id"] = context.user_pk
+        with suppress(ValidationError):
+            fields["run_by_id"] = get_user_model()._meta.pk.to_python(context.user_pk)
         fields["run_by_name"] = storable_text(context.user_name)[:NAME_MAX_LENGTH]
-    if context.model:
-        model = apps.get_model(context.model)
+    model = _model_named(context.model)
+    if model is not None:
         kinds = ContentType.objects.db_manager(str(router.db_for_write(TaskRunRecord)))
         fields["content_type_id"] = kinds.get_for_model(model).pk
         fields["object_id"] = context.object_id
     return fields
+
+
+def _model_named(name: str) -> type[Model] | None:
+    """Return the model ``"app_label.modelname"``; None if this site has none."""
+    try:
+        return apps.get_model(name) if name else None
+    except (LookupError, ValueError):
+        return None
 
 
 def _row(
