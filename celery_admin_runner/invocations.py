@@ -14,7 +14,7 @@ from celery.result import AsyncResult, EagerResult
 from django.db import IntegrityError
 from django.utils import timezone
 
-from celery_admin_runner import holding, ignoring, publishing, unique
+from celery_admin_runner import holding, ignoring, publishing, tracking, unique
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import DjangoTask, Invocation, intercept, look_up
 from celery_admin_runner.broker import UNUSABLE_ADDRESS, describe, describe_address
@@ -296,7 +296,11 @@ def hand_over(invocation: Invocation, run: TaskRunRecord, call: StoredCall) -> A
     if attempt.error is not None:
         has_secrets = bool(texts) or has_mask(run.options)
         text = _failure_text(invocation.task, attempt.error, has_secrets=has_secrets)
-        report("the failure to send", run.task_id, partial(_record_failure, run, text))
+        fail = _record_failure
+        if invocation.task.app.conf.task_always_eager:
+            # It ran here, and raised (``task_eager_propagates``): Celery 5.7 tells nobody else.
+            fail = _record_end
+        report("the failure", run.task_id, partial(fail, run, text))
         raise attempt.error
     report(
         "the handover",
@@ -311,6 +315,12 @@ def _record_failure(run: TaskRunRecord, text: str) -> None:
     mine = journal().filter(task_id=run.task_id, dispatch_id=run.dispatch_id)
     mine.in_state([State.UNSENT]).update(
         publish_error=text, dispatch_id=None, claimed_at=None, active_key=None
+    )
+
+
+def _record_end(run: TaskRunRecord, text: str) -> None:
+    tracking.record_failure(
+        run.task_id, attempt=None, exception=text, traceback="", now=timezone.now()
     )
 
 
