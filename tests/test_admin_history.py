@@ -109,6 +109,14 @@ def finish() -> None:
     TaskRunRecord.objects.update(state=State.SUCCESS, finished_at=timezone.now(), active_key=None)
 
 
+def export_by_key(reports) -> None:  # type: ignore[no-untyped-def]
+    """Write the reports of these keys to one file."""
+
+
+def export_one(report: int) -> None:
+    """Write one report to a file."""
+
+
 def registered(name: str, function: Callable[..., Any]) -> Iterator[str]:
     """Have a task of this name for one test."""
     app.task(function, name=name, lazy=False)
@@ -776,6 +784,35 @@ def test_a_list_task_that_needs_more_leads_to_its_form(client: Client, send_task
     assert response.url == f"{url_of_form(send_task)}?reports={first.pk}&reports={second.pk}"
     form = client.get(response.url)
     assert form.text.count(" selected>") >= 2
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [(export_by_key, ""), (export_one, "report: Input should be a valid integer")],
+)
+def test_a_list_task_may_take_keys_and_one_that_takes_no_list_says_so(
+    client: Client, function: Callable[..., Any], problem: str
+) -> None:
+    report = make_report()
+    for name in registered("tests.export_reports", function):
+        shown = choose(client, ask_selected(client, report), name)
+        answer(client, shown)
+
+    assert shown.context["problem"] == problem
+    assert ("Yes, run it now" in shown.text) is (not problem)
+    assert [run.args for run in TaskRunRecord.objects.all()] == (
+        [] if problem else [[[report.pk]]]
+    )
+
+
+@ON_COMMIT
+def test_what_waits_for_other_runs_is_told_of(client: Client) -> None:
+    shown = choose(client, ask_selected(client, make_report()), BUILD)
+
+    response = answer(client, shown)
+
+    assert "These are run first, unless they have succeeded already: Load, Verify." in shown.text
+    assert told_by(response) == ["1 run is kept until later: its page says until when."]
 
 
 # Any ModelAdmin

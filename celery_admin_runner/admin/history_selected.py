@@ -32,10 +32,15 @@ from celery_admin_runner.admin.questions import (
 )
 from celery_admin_runner.admin.retry import reason_of, unsent_text
 from celery_admin_runner.admin.run_views import TASK, active_text
+from celery_admin_runner.admin.sheets import Preview
+from celery_admin_runner.calls import prepare_call, wire_of
+from celery_admin_runner.encoding import from_plain
 from celery_admin_runner.exceptions import AlreadyActive, InvalidArguments, TaskNotRunnable
+from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.model_keys import ModelKey
 from celery_admin_runner.models import TaskRunRecord
-from celery_admin_runner.states import State
+from celery_admin_runner.registry import get_task
+from celery_admin_runner.states import KEPT, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +125,12 @@ class SelectedObjects(ObjectTasks):
             return self.back_to_list(request)
         if choice is None:
             return self._ask(request, objects)
-        if choice.task.needs_more:
-            return redirect(self.form_url(request, choice.task, objects))
         asked = self._asked(request, choice, objects)
         ready = [one.obj for one in asked if not one.problem]
-        if not is_confirmed(request, digest_of(_previews(choice, ready))):
+        if choice.task.needs_more and ready:
+            return redirect(self.form_url(request, choice.task, ready))
+        previews, problem = self._previews(request, choice, ready)
+        if problem or not is_confirmed(request, digest_of(previews)):
             return self._ask_about(request, choice, asked)
         if choice.task.info.rule.reason and not reason_of(request):
             return self._ask_about(request, choice, asked, _("This task needs a reason."))
@@ -200,23 +206,39 @@ class SelectedObjects(ObjectTasks):
         repeated: TaskRunRecord | None = None,
     ) -> HttpResponse:
         ready = [one for one in asked if not one.problem]
-        previews = _previews(choice, [one.obj for one in ready])
+        previews, problem = self._previews(request, choice, [one.obj for one in ready])
         return self.ask(
             request,
             "run_task_for_selected.html",
             title=_("Run: %(task)s") % {"task": choice.task.title},
             form_url=self.selected_url(request, "run_task_for_selected"),
             back_url=self.list_url(request),
-            yes=yes_now(1 if choice.is_one_run and ready else len(ready)),
+            yes=yes_now(len(previews)),
             choice=choice,
             task_field=TASK,
             items=ready,
             left_out=[one for one in asked if one.problem],
-            preview=previews[0] if choice.is_one_run and previews else None,
+            problem=problem,
             **self.question(
                 request, choice.task, TaskRunRecord.objects.all(), previews, error, repeated
             ),
         )
+
+    def _previews(
+        self, request: HttpRequest, choice: Choice, objects: Sequence[Any]
+    ) -> tuple[list[Preview], str]:
+        """Return what will be sent, or why nothing can be: one call for all, or one for each."""
+        task = choice.task
+        if not objects or task.needs_more:
+            return [], ""
+        if not choice.is_one_run:
+            return [preview_of(task, [wire_of(task.first, obj)]) for obj in objects], ""
+        viewer = Viewer(user=request.user, admin_site=self.admin_site)
+        try:
+            call = prepare_call(get_task(task.name), [_keys(objects)], {}, objects=viewer.source)
+        except InvalidArguments as error:
+            return [], refusal(error)
+        return [preview_of(task, from_plain(call.stored_args))], ""
 
     # Running
 
@@ -225,9 +247,8 @@ class SelectedObjects(ObjectTasks):
     ) -> HttpResponse:
         """Run a task once with the keys of all these objects."""
         runner = self.get_starter(request)
-        keys = [obj.pk for obj in objects]
         try:
-            run = runner.run(task.name, [keys], reason=reason_of(request))
+            run = runner.run(task.name, [_keys(objects)], reason=reason_of(request))
         except AlreadyActive as error:
             self.message_user(
                 request, active_text(error.run, request, self.admin_site), messages.WARNING
@@ -253,18 +274,34 @@ class SelectedObjects(ObjectTasks):
             except (InvalidArguments, TaskNotRunnable, PermissionDenied) as error:
                 text = _("“%(name)s” was left out: %(problems)s")
                 refused.append(text % {"name": obj, "problems": refusal(error)})
-        unsent = [run for run in runs if run.state == State.UNSENT]
-        if sent := len(runs) - len(unsent):
-            text = ngettext("%(count)s run was sent.", "%(count)s runs were sent.", sent)
-            self.message_user(request, text % {"count": sent}, messages.SUCCESS)
-        self.tell_alike(request, [*map(unsent_text, unsent), *refused])
+        self._tell_of_all(request, runs)
+        self.tell_alike(request, refused)
         return self.back_to_list(request)
 
+    def _tell_of_all(self, request: HttpRequest, runs: Sequence[TaskRunRecord]) -> None:
+        """Say what became of the runs that were asked for."""
+        kept = sum(run.state in KEPT for run in runs)
+        ignored = sum(run.state == State.IGNORED for run in runs)
+        unsent = [run for run in runs if run.state == State.UNSENT]
+        if sent := len(runs) - kept - ignored - len(unsent):
+            text = ngettext("%(count)s run was sent.", "%(count)s runs were sent.", sent)
+            self.message_user(request, text % {"count": sent}, messages.SUCCESS)
+        if kept:
+            text = ngettext(
+                "%(count)s run is kept until later: its page says until when.",
+                "%(count)s runs are kept until later: their pages say until when.",
+                kept,
+            )
+            self.message_user(request, text % {"count": kept}, messages.SUCCESS)
+        if ignored:
+            text = ngettext(
+                "%(count)s run was skipped: its page says why.",
+                "%(count)s runs were skipped: their pages say why.",
+                ignored,
+            )
+            self.message_user(request, text % {"count": ignored}, messages.WARNING)
+        self.tell_alike(request, list(map(unsent_text, unsent)))
 
-def _previews(choice: Choice, objects: Sequence[Any]) -> list[Any]:
-    """Return what will be sent: one call for all these objects, or one for each."""
-    if not objects:
-        return []
-    if choice.is_one_run:
-        return [preview_of(choice.task, list(objects))]
-    return [preview_of(choice.task, obj) for obj in objects]
+
+def _keys(objects: Sequence[Any]) -> list[Any]:
+    return [obj.pk for obj in objects]

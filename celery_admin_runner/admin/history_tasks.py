@@ -99,7 +99,12 @@ class OfferedTask:
     @property
     def parameter(self) -> str:
         """The name of its first parameter; "" if it has none."""
-        return self._parameters[0].name if self._parameters else ""
+        return self.first.name if self._parameters else ""
+
+    @property
+    def first(self) -> Parameter:
+        """Its first parameter; raises IndexError if it has none."""
+        return self._parameters[0]
 
     @property
     def takes_more(self) -> bool:
@@ -127,7 +132,7 @@ class OfferedTask:
         if self.needs_more or not unique.is_unique(task):
             return False
         try:
-            key = unique.key_of(task, [wire_of(self._parameters[0], obj)], {})
+            key = unique.key_of(task, [wire_of(self.first, obj)], {})
             limit = unique.stale_after(task, OwnOptions(), {})
         except (ImproperlyConfigured, NotEncodable):
             # The runner says what is wrong.
@@ -247,7 +252,7 @@ class ObjectTasks(ObjectRuns):
         if active is not None and active.blocks:
             problem = active_text(active.run, request, self.admin_site)
             return self._ask_one(request, obj, task, problem=problem)
-        preview = preview_of(task, obj)
+        preview = preview_of(task, [wire_of(task.first, obj)])
         if request.method != "POST" or not is_confirmed(request, digest_of([preview])):
             return self._ask_one(request, obj, task, preview)
         if task.info.rule.reason and not reason_of(request):
@@ -389,12 +394,11 @@ def info_of(task_name: str) -> TaskInfo | None:
         return None
 
 
-def preview_of(task: OfferedTask, argument: Any) -> Preview:
-    """Return what will be sent to a task whose first argument is an object, or a list of them."""
-    first = signature_of(get_task(task.name)).parameters[0]
+def preview_of(task: OfferedTask, args: Sequence[Any]) -> Preview:
+    """Return what will be sent to a task."""
     return Preview(
         task_name=task.name,
-        args=readable_text(to_plain([wire_of(first, argument)]), indent=2),
+        args=readable_text(to_plain(list(args)), indent=2),
         kwargs=readable_text({}, indent=2),
         options="",
         reason="",
