@@ -1,0 +1,339 @@
+"""Who asks for a run, about what and why: on every way that a call can take."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from uuid import uuid4
+
+import pytest
+from celery import chain, chord, group
+from celery.exceptions import TimeoutError
+from django.contrib.auth.models import AnonymousUser, Group, User
+from django.db import transaction
+from django.test import TestCase
+from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
+from kombu.utils.json import dumps, loads
+
+from celery_admin_runner.base import DjangoTask
+from celery_admin_runner.contexts import PlainContext, RunContext, context_of
+from celery_admin_runner.dispatcher import Dispatcher
+from celery_admin_runner.headers import CONTEXT_HEADER
+from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.runner import TaskRunner
+from celery_admin_runner.states import State
+from tests.celery_app import app
+from tests.conftest import running_worker
+from tests.factories import make_run, make_user
+from tests.hook_tasks import tell_child, tell_context, tell_context_together, told
+from tests.model_task_models import Report
+from tests.publishes import attempt, messages_sent
+from tests.result_backend import using_backend
+from tests.waiting import wait_until
+
+#: A worker's settings add this ending too.
+QUEUE = "-".join(["contexts", str(uuid4()), os.environ.get("PYTEST_XDIST_WORKER", "alone")])
+
+
+@pytest.fixture
+def user(db):
+    return make_user()
+
+
+@pytest.fixture
+def context(user):
+    return RunContext(user=user, obj=Group.objects.create(name="Staff"), label="L", reason="why")
+
+
+@pytest.fixture
+def values(context):
+    """The values of the context as they travel."""
+    user, obj = context.user, context.obj
+    return [str(user.pk), user.username, "auth.group", str(obj.pk), "L", "why"]
+
+
+@pytest.fixture(scope="module")
+def threads(django_db_setup, django_db_blocker):
+    """A worker of this module's own that makes two attempts at once, in threads."""
+    arguments = ("--pool", "threads", "--concurrency", "2", "-I", "tests.hook_tasks")
+    # What it sends itself goes to its own queue too.
+    with running_worker("contexts", *arguments, TEST_QUEUE=QUEUE):
+        yield
+
+
+@pytest.fixture
+def sent_to_threads(transactional_db, threads):
+    with using_backend("disabled://", task_default_queue=QUEUE):
+        yield
+
+
+def contexts_told(key, number=1):
+    """Return the contexts that so many attempts have written down."""
+    wait_until(lambda: len(told(key)) >= number)
+    return [line[1] for line in told(key)]
+
+
+def sent_contexts(call):
+    """Return the contexts in the messages that are sent by a call and the commit after it."""
+    with messages_sent() as sent, TestCase.captureOnCommitCallbacks(execute=True):
+        call()
+    return [message["headers"].get(CONTEXT_HEADER) for message in sent]
+
+
+def own_headers(message):
+    """Return the headers that a worker finds in the request: those that are not Celery's."""
+    return {
+        name: value
+        for name, value in message["headers"].items()
+        if name.startswith("celery_admin_runner")
+    }
+
+
+WAYS = {
+    "apply_async": lambda **options: tell_context.apply_async(**options),
+    "apply_async_on_commit": lambda **options: tell_context.apply_async_on_commit(**options),
+    "a signature": lambda **options: tell_context.si().set(**options).delay(),
+    "a signature's apply_async": lambda **options: tell_context.si().apply_async(**options),
+    "a group": lambda **options: group(tell_context.si().set(**options)).delay(),
+    "a group's apply_async": lambda **options: group(tell_context.si()).apply_async(**options),
+    "a chain": lambda **options: chain(tell_context.si().set(**options), tell_context.si())(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_context_goes_with_the_message_and_into_the_row(context, values, way):
+    sent = sent_contexts(lambda: way(run_context=context))
+
+    run = TaskRunRecord.objects.get()
+    assert sent == [values]
+    assert (run.run_by, run.run_by_name) == (context.user, context.user.username)
+    assert (run.obj, run.label, run.reason) == (context.obj, "L", "why")
+
+
+def test_a_context_goes_with_a_call_that_is_waited_for(context, values):
+    with using_backend("cache+memory://"), messages_sent() as sent, pytest.raises(TimeoutError):
+        tell_context.apply_async_and_get_result(timeout=0, run_context=context)
+
+    assert sent[0]["headers"][CONTEXT_HEADER] == values
+
+
+def test_a_call_without_a_context_has_none(db):
+    assert sent_contexts(tell_context.delay) == [None]
+    assert not TaskRunRecord.objects.exists()
+
+
+def test_a_context_is_known_in_the_run_and_in_its_retries(sent_to_threads):
+    context = RunContext(user=make_user(), label="L")
+    result = tell_context.apply_async(kwargs={"fail": True}, run_context=context)
+
+    told_contexts = contexts_told(result.id, 2)
+
+    assert told_contexts == [PlainContext.of(context).values] * 2
+
+
+def test_two_runs_at_once_know_their_own_contexts(sent_to_threads):
+    own = RunContext(user=make_user(), label="own")
+    results = [
+        tell_context_together.apply_async(**options) for options in ({"run_context": own}, {})
+    ]
+
+    assert contexts_told(results[0].id) == [PlainContext.of(own).values]
+    assert contexts_told(results[1].id) == [None]
+
+
+def test_the_later_links_of_a_chain_know_their_contexts(sent_to_threads):
+    keys = [str(uuid4()) for _ in range(3)]
+    contexts = [RunContext(user=make_user(), label=key) for key in keys]
+    first, second, last = (
+        tell_context.si(key=key).set(run_context=context)
+        for key, context in zip(keys, contexts, strict=True)
+    )
+
+    chain(first, second, last).apply_async()
+
+    for key, context in zip(keys, contexts, strict=True):
+        assert contexts_told(key) == [PlainContext.of(context).values]
+    runs = TaskRunRecord.objects.filter(label__in=keys)
+    assert {run.run_by for run in runs} == {context.user for context in contexts}
+
+
+def test_a_callback_and_the_body_of_a_chord_know_their_contexts(context, values):
+    later = tell_context.si().set(run_context=context)
+    with messages_sent() as sent, using_backend("cache+memory://"):
+        tell_context.apply_async(link=later)
+        chord([tell_context.si(), tell_context.si()], later).apply_async()
+    signatures = [sent[0]["body"][2]["callbacks"][0], sent[1]["body"][2]["chord"]]
+
+    arrived = [app.signature(loads(dumps(signature))) for signature in signatures]
+
+    assert [signature.options["run_context"].values for signature in arrived] == [values] * 2
+    assert sent_contexts(arrived[0].delay) == [values]
+
+
+def test_a_task_that_is_started_inside_a_run_has_its_user(sent_to_threads):
+    context = RunContext(user=make_user(), label="L", reason="why")
+    key = str(uuid4())
+
+    tell_child.apply_async([key], run_context=context)
+
+    user = context.user
+    assert contexts_told(key) == [[str(user.pk), user.username, "", "", "", ""]]
+
+
+def test_a_task_with_a_row_that_is_started_inside_a_run_has_its_user(user, configure):
+    configure(TRACK=["tests.hook_tasks.tell_context"])
+    run = make_run(state=State.PENDING, run_by=user, run_by_name=user.username)
+    headers = {
+        "celery_admin_runner_run": run.task_id,
+        "celery_admin_runner_row": [run.pk, str(user.pk), user.username],
+    }
+
+    attempt(tell_child, id=run.task_id, kwargs={"key": "k"}, headers=headers)
+
+    assert TaskRunRecord.objects.get(task_name=tell_context.name).run_by == user
+
+
+def test_the_context_of_a_run_by_a_user_is_that_user(user):
+    user.is_superuser = True
+    user.save()
+    with messages_sent() as sent, TestCase.captureOnCommitCallbacks(execute=True):
+        run = TaskRunner(user).run(tell_context.name, reason="why")
+
+    headers = own_headers(sent[0])
+    attempt(tell_context, id=run.task_id, headers=headers)
+
+    [[_name, values, _retries]] = told(run.task_id)
+    assert values == [str(user.pk), user.username, "", "", "", "why"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit"])
+def test_a_kept_call_keeps_its_context(context, values, call):
+    getattr(tell_context, call)(countdown=3600, run_context=context)
+    TaskRunRecord.objects.update(due_at=timezone.now())
+
+    sent = sent_contexts(lambda: Dispatcher().dispatch())
+
+    assert sent == [values]
+
+
+def test_an_eager_run_knows_its_context(context, values, monkeypatch):
+    assert tell_context.apply(run_context=context).get() == values
+    assert tell_context.apply().get() == []
+
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
+
+    assert tell_context.apply_async(run_context=context).get() == values
+    assert tell_context.apply_async(kwargs={"fail": True}, run_context=context).get() == values
+    assert tell_context.delay().get() == []
+
+
+def test_a_run_that_is_delivered_again_knows_its_context(context, values):
+    with messages_sent() as sent:
+        result = tell_context.apply_async(run_context=context)
+    headers = own_headers(sent[0])
+
+    for redelivered in (False, True):
+        where = {"exchange": "", "routing_key": "x", "redelivered": redelivered}
+        attempt(tell_context, id=result.id, headers=headers, delivery_info=where)
+
+    assert contexts_told(result.id) == [values] * 2
+
+
+def test_what_replaces_a_task_knows_its_context(context, values):
+    task_id = str(uuid4())
+    with messages_sent() as sent:
+        replacing.apply_async(task_id=task_id, run_context=context)
+        attempt(replacing, id=task_id, headers=own_headers(sent[0]))
+
+    assert [message["headers"]["id"] for message in sent] == [task_id] * 2
+    assert sent[1]["headers"][CONTEXT_HEADER] == values
+
+
+@app.task(bind=True, base=DjangoTask, name="tests.test_contexts.replacing")
+def replacing(self):
+    """Let another task take its place."""
+    raise self.replace(tell_context.si())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RunContext(user=User(username="nobody yet")),
+        lambda: RunContext(obj=Group(name="none yet")),
+        lambda: RunContext(obj=Report(pk=5)),
+    ],
+)
+@pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit", "apply"])
+def test_what_is_not_saved_is_an_error_before_anything_is_written(db, make, call):
+    with messages_sent() as sent, pytest.raises(ValueError, match="not saved"):
+        getattr(tell_context, call)(run_context=make())
+
+    assert sent == []
+    assert not TaskRunRecord.objects.exists()
+
+
+def test_an_anonymous_user_is_nobody(db):
+    tell_context.apply_async(run_context=RunContext(user=AnonymousUser(), label="L"))
+
+    run = TaskRunRecord.objects.get()
+    assert (run.run_by, run.run_by_name, run.label) == (None, "", "L")
+
+
+def test_the_user_of_a_request_is_a_user(user):
+    lazy = SimpleLazyObject(lambda: user)
+
+    assert PlainContext.of(RunContext(user=lazy)) == PlainContext.of(RunContext(user=user))
+
+
+class StaffGroup(Group):
+    """A proxy."""
+
+    class Meta:
+        proxy = True
+        app_label = "tests"
+
+
+def test_a_proxy_counts_as_its_model(db):
+    proxy = StaffGroup.objects.create(name="Staff")
+
+    assert PlainContext.of(RunContext(obj=proxy)).model == "auth.group"
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        PlainContext(model="gone.model", object_id="1", label="L"),
+        PlainContext(model="nonsense", object_id="1", label="L"),
+        PlainContext(user_pk="987654321", user_name="ann", label="L"),
+        PlainContext(user_pk="of another site", user_name="ann", label="L"),
+    ],
+)
+@pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit"])
+@pytest.mark.parametrize("options", [{}, {"countdown": 3600}])
+@pytest.mark.django_db(transaction=True)
+def test_a_context_that_this_site_does_not_know_does_not_lose_the_run(plain, call, options):
+    with transaction.atomic() if call == "apply_async_on_commit" else nullcontext():
+        result = getattr(tell_context, call)(run_context=plain, **options)
+
+    run = TaskRunRecord.objects.get(task_id=result.id)
+    assert run.state == (State.SCHEDULED if options else State.PENDING)
+    assert (run.run_by, run.run_by_name, run.obj) == (None, plain.user_name, None)
+    assert run.label == "L"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_user_who_is_deleted_before_the_commit_does_not_lose_the_run(user):
+    with transaction.atomic():
+        result = tell_context.apply_async_on_commit(run_context=RunContext(user=user))
+        name = user.username
+        user.delete()
+
+    run = TaskRunRecord.objects.get(task_id=result.id)
+    assert (run.state, run.run_by, run.run_by_name) == (State.PENDING, None, name)
+
+
+@pytest.mark.parametrize("headers", [None, {}, {CONTEXT_HEADER: "x"}, {CONTEXT_HEADER: ["x"]}])
+def test_headers_without_a_context_are_those_of_nobody(headers):
+    assert context_of(headers) is None
