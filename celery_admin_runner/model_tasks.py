@@ -13,7 +13,7 @@ from functools import update_wrapper
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, overload
 
-from celery import shared_task
+from celery import current_task, shared_task
 from celery.result import AsyncResult
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
@@ -29,7 +29,7 @@ from celery_admin_runner.headers import DATABASE_HEADER
 from celery_admin_runner.invocations import answer, is_in_canvas, sameness
 from celery_admin_runner.model_keys import ObjectSource, objects_for
 from celery_admin_runner.models import Source, TaskRunRecord
-from celery_admin_runner.object_tasks import OBJECT, ModelTask, start_needed
+from celery_admin_runner.object_tasks import OBJECT, ModelTask, start_needed, written_together
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import celery_app
 from celery_admin_runner.runner import TaskRunner
@@ -117,8 +117,9 @@ class BoundModelTask:
         return self.task.apply_async(*call, **self._with_headers(options))
 
     def on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
-        """Call the task for trusted code when the transaction that is open here is committed."""
-        call = ((self._key, *args), kwargs)
+        """Call the task for trusted code when the transaction of the object is committed."""
+        using = router.db_for_write(type(self.obj), instance=self.obj)
+        call = ((self._key, *args), kwargs, using)
         return self.task.apply_async_on_commit(*call, **self._with_headers({}))
 
     # A template calls none of these.
@@ -223,6 +224,16 @@ class ModelTaskMethod:
         return _task(name)
 
 
+@overload
+def model_task(function: Callable[..., Any], /) -> ModelTaskMethod:
+    """Make a task of a method."""
+
+
+@overload
+def model_task(**options: Any) -> Callable[[Callable[..., Any]], ModelTaskMethod]:
+    """Make a task with options of a method."""
+
+
 def model_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a task of a method of a model, or of a mixin for models.
 
@@ -247,7 +258,7 @@ def _task(name: str) -> ModelTask:
 
 def _method(function: Any, *, depends_on: Sequence[str] = (), **options: Any) -> ModelTaskMethod:
     """Return a method with its options; raises TypeError for what can't be a task."""
-    if not inspect.isroutine(function) or isinstance(function, staticmethod | classmethod):
+    if isinstance(function, staticmethod | classmethod) or not inspect.isroutine(function):
         raise TypeError(f"@model_task is for methods of an object, not for {function!r}.")
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__qualname__} is a coroutine, which Celery can't run.")
@@ -297,7 +308,7 @@ def _register(sender: type[models.Model], **kwargs: Any) -> None:
             f"name an object: {', '.join(methods)} can't be model tasks."
         )
     _check_needs(sender, methods)
-    own, concrete = _own_methods(sender, methods), sender._meta.concrete_model
+    own, concrete = _own_methods(sender, methods), _concrete(sender)
     names = _names[sender] = {
         name: f"{sender.__module__}.{sender.__name__}.{name}"
         if name in own
@@ -315,7 +326,7 @@ def _own_methods(
 
     A proxy shows the rows of another model: what it does not change is the task of that one.
     """
-    concrete = model._meta.concrete_model
+    concrete = _concrete(model)
     if concrete is model:
         return dict(methods)
     shared = _methods_of(concrete)
@@ -327,6 +338,11 @@ def _own_methods(
     }:
         own |= more
     return own
+
+
+def _concrete(model: type[models.Model]) -> type[models.Model]:
+    """Return the model whose rows a model shows: itself, but for a proxy."""
+    return model._meta.concrete_model or model
 
 
 def _methods_of(model: type[models.Model]) -> dict[str, ModelTaskMethod]:
@@ -376,7 +392,6 @@ def _make(model: type[models.Model], method: ModelTaskMethod, names: Mapping[str
     options = {"base": ModelTask, "title": pretty_name(method.name), **method.options}
     options |= {
         "name": names[method.name],
-        "bind": True,
         "needs": tuple(names[name] for name in method.needs),
         "model": model,
         "method_name": method.name,
@@ -384,28 +399,29 @@ def _make(model: type[models.Model], method: ModelTaskMethod, names: Mapping[str
     if options.get("unique_on") is not None:
         others = (name for name in _names_in(options["unique_on"]) if name != OBJECT)
         options["unique_on"] = (OBJECT, *others)
-    shared_task(**options)(_body(method))
+    shared_task(**options)(_body(method, names[method.name]))
 
 
-def _body(method: ModelTaskMethod) -> Callable[..., Any]:
+def _body(method: ModelTaskMethod, name: str) -> Callable[..., Any]:
     """Return what the worker runs: the method, of the object that is loaded by its key."""
 
-    def run(task: ModelTask, /, *args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         key, *others = args or (kwargs.pop(OBJECT),)
+        task = current_task if current_task and current_task.name == name else _task(name)
         return method(task.load(key), *others, **kwargs)
 
     update_wrapper(run, method.function)
+    # Not by ``bind``: what Celery 5.7 wraps a bound task in (autoretry_for) keeps this as it is.
     run.__signature__ = _signature(method)  # type: ignore[attr-defined]
     return run
 
 
 def _signature(method: ModelTaskMethod) -> inspect.Signature:
-    """Return the signature of a task's body: the task, the object, the method's parameters."""
+    """Return the signature of a task's body: the object, and the method's parameters."""
     signature = inspect.signature(method.function)
     own, *others = signature.parameters.values()
-    # In place of the object the task itself, as of any task that is bound.
-    first = own.replace(annotation=own.empty, default=own.empty)
-    return signature.replace(parameters=[first, first.replace(name=OBJECT), *others])
+    first = own.replace(name=OBJECT, annotation=own.empty, default=own.empty)
+    return signature.replace(parameters=[first, *others])
 
 
 def _objects(
@@ -416,7 +432,7 @@ def _objects(
 
     def source(model: type[models.Model]) -> models.QuerySet[Any] | None:
         found = usual(model)
-        if found is None or model._meta.concrete_model is not own._meta.concrete_model:
+        if found is None or _concrete(model) is not _concrete(own):
             return found
         return model._base_manager.using(alias or router.db_for_write(model))
 
@@ -445,17 +461,18 @@ def _answer(invocation: Invocation) -> AsyncResult | None:
         except AlreadyActive as error:
             return error.run
 
-    using = _journal()
-    with transaction.atomic(using=using):
+    def write() -> AsyncResult | None:
         needed = start_needed(task, obj.pk, start, now=now)
         if not needed:
             return None
-        own = replace(own, depends_on=(*own.depends_on, *needed))
-        result = answer(replace(invocation, own=own))
+        waiting = replace(own, depends_on=(*own.depends_on, *needed))
+        result = answer(replace(invocation, own=waiting))
         if result is None or result.id != invocation.task_id:
             # Somebody was faster, and has started what it needs too.
-            transaction.set_rollback(True, using=using)
-    return result
+            transaction.set_rollback(True, using=_journal())
+        return result
+
+    return written_together(write)
 
 
 def _announce(invocation: Invocation, using: str) -> Callable[[], AsyncResult] | None:

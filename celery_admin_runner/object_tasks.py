@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from django.db import models, router
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import OperationalError, connections, models, router, transaction
 from django.db.models import Exists, OuterRef, Q
 
 from celery_admin_runner import unique
@@ -26,6 +27,10 @@ from celery_admin_runner.states import State
 
 #: The name of a model task's first parameter, to which the object's primary key is sent.
 OBJECT = "object"
+#: So often what is to be written together is tried.
+TRIES = 5
+
+Written = TypeVar("Written")
 
 
 class ModelTask(DjangoTask):
@@ -57,10 +62,10 @@ class ModelTask(DjangoTask):
         alias = named or str(router.db_for_write(self.model))
         try:
             return self.model._base_manager.using(alias).get(pk=key)
-        except self.model.DoesNotExist:
+        except ObjectDoesNotExist as error:
             opts = self.model._meta
             text = f"There is no {opts.verbose_name} ({opts.label}) with the primary key {key!r}"
-            raise self.model.DoesNotExist(f"{text} any more.") from None
+            raise type(error)(f"{text} any more.") from None
 
     def own_signature(self) -> Signature:
         """Return the method's signature, with the object as its first parameter."""
@@ -111,8 +116,9 @@ class ModelTask(DjangoTask):
         given = options.get("run_context")
         context = PlainContext() if given is None else PlainContext.of(given)
         if not context.model:
-            label = self.model._meta.concrete_model._meta.label_lower
-            options["run_context"] = replace(context, model=label, object_id=str(key))
+            concrete = self.model._meta.concrete_model or self.model
+            about = {"model": concrete._meta.label_lower, "object_id": str(key)}
+            options["run_context"] = replace(context, **about)
         return super()._invocation(args, kwargs, task_id, options)
 
 
@@ -149,6 +155,24 @@ def start_needed(
         if not run.is_finished:
             awaited.append(run)
     return awaited
+
+
+def written_together(write: Callable[[], Written]) -> Written:
+    """Write several rows in one transaction, and again if a deadlock has ended it.
+
+    Two who write at once what is needed for the same object can wait for each other: MySQL and
+    MariaDB lock what is between two keys too. In a transaction of the caller's the error is
+    raised.
+    """
+    using = str(router.db_for_write(TaskRunRecord))
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with transaction.atomic(using=using):
+                return write()
+        except OperationalError:
+            if not tries_left or connections[using].in_atomic_block:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _is_stale(task: ModelTask, run: TaskRunRecord, now: datetime) -> bool:

@@ -47,7 +47,7 @@ from celery_admin_runner.exceptions import (
 from celery_admin_runner.messages import Message, kept_message
 from celery_admin_runner.model_keys import ObjectSource
 from celery_admin_runner.models import NAME_MAX_LENGTH, Source, TaskRunRecord
-from celery_admin_runner.object_tasks import ModelTask, start_needed
+from celery_admin_runner.object_tasks import ModelTask, start_needed, written_together
 from celery_admin_runner.options import (
     OPTIONS,
     earliest_start,
@@ -485,9 +485,12 @@ class TaskRunner:
         fields = {**_about(obj), **fields}
         if same.success is not None or not task.needs:
             return enter(depends_on=depends_on, **fields)
-        with transaction.atomic(using=_database()):
+
+        def write() -> TaskRunRecord:
             needed = self._start_needed(task, obj, plain, fields["reason"], now)
             return enter(depends_on=[*depends_on, *needed], **fields)
+
+        return written_together(write)
 
     def _start_needed(
         self,

@@ -36,6 +36,8 @@ class Titled(models.Model):
 class Archivable:
     """A mixin that is no model."""
 
+    pk: object
+
     @model_task
     def archive(self) -> str:
         """Put it away."""
@@ -57,7 +59,11 @@ class Report(Archivable, Titled):
         """See whether it is plausible."""
         return self._note("verify")
 
-    @model_task(depends_on=("load", "verify"), title="Build the report")
+    @model_task(
+        depends_on=("load", "verify"),
+        title="Build the report",
+        autoretry_for=(ConnectionError,),
+    )
     def build(self, pages: int = 1, *, cover: bool = False) -> str:
         """Write the report.
 
@@ -82,7 +88,7 @@ class ShortReport(Report):
     """Has rows of its own beside those of its parent, and is built in its own way."""
 
     @model_task
-    def build(self) -> str:  # type: ignore[override]
+    def build(self) -> str:
         """Write it shortly."""
         return f"short {self.title}"
 

@@ -296,7 +296,6 @@ def test_it_says_what_it_is(report):
     assert repr(report.build) == f"<BoundModelTask build of {report!r}>"
     assert Report.build.task is report.build.task
     assert isinstance(report.build.task, ModelTask)
-    assert report.build.__doc__
     assert (report.build.title, report.load.title) == ("Build the report", "Load")
 
 
