@@ -128,10 +128,19 @@ class Parcel(Titled):
         return f"{self.title} to {to}"
 
 
+class CoinsInUse(models.Manager["Coin"]):
+    """Hides the coins that nobody takes any more."""
+
+    def get_queryset(self) -> models.QuerySet[Coin]:
+        return super().get_queryset().exclude(title="Schilling")
+
+
 class Coin(Titled):
     """Has a text as its primary key."""
 
     code = models.CharField(primary_key=True, max_length=20)
+
+    objects = CoinsInUse()
 
     @model_task(unique_on=["side"])
     def toss(self, side: str = "heads") -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Barrier
 from uuid import uuid4
 
@@ -13,13 +14,14 @@ import pytest
 from celery import Celery
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import connection, connections, models, transaction
+from django.db import OperationalError, connection, connections, models, transaction
 from django.db.migrations.state import ProjectState
 from django.template import Context, Template
 from django.test.utils import CaptureQueriesContext, isolate_apps
 from django.urls import reverse
 from django.utils import timezone
 
+from celery_admin_runner import model_tasks, unique
 from celery_admin_runner.calls import signature_of
 from celery_admin_runner.contexts import RunContext
 from celery_admin_runner.dispatcher import Dispatcher
@@ -28,10 +30,10 @@ from celery_admin_runner.exceptions import InvalidArguments, TaskNotRunnable
 from celery_admin_runner.headers import DATABASE_HEADER
 from celery_admin_runner.model_tasks import model_task, model_tasks_of
 from celery_admin_runner.models import Source, TaskRunRecord
-from celery_admin_runner.object_tasks import ModelTask
+from celery_admin_runner.object_tasks import ModelTask, written_together
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import FINISHED, State
-from tests.factories import make_superuser, make_user
+from tests.factories import make_run, make_superuser, make_user
 from tests.model_task_models import (
     Archivable,
     Coin,
@@ -469,6 +471,26 @@ def test_a_task_may_say_what_is_the_same(db):
     assert heads != tails
     assert coin.toss.run(side="heads") == heads
     assert coin.spend.run() != coin.spend.run()
+    other = Coin.objects.create(title="Dollar", code="USD")
+    assert other.toss.run() not in {heads, tails}
+
+
+def test_however_its_key_is_written_an_object_is_the_same(report):
+    run = report.load.run()
+
+    assert report.load.task.delay(str(report.pk)).id == run.task_id
+    assert report.load.task.apply_async(kwargs={"object": report.pk}).id == run.task_id
+
+
+def test_a_run_that_has_been_silent_for_a_week_keeps_no_other_from_running(report):
+    run = report.load.run()
+    before = timezone.now() - timedelta(days=8)
+    TaskRunRecord.objects.filter(pk=run.pk).update(created_at=before, claimed_at=before)
+
+    waiting = report.verify.run()
+
+    assert report.load.current() != run
+    assert list(waiting.depends_on.all()) == [report.load.current()]
 
 
 def test_an_object_tells_whether_it_is_being_worked_at(report):
@@ -528,6 +550,13 @@ def test_the_object_is_loaded_afresh(report):
 
     assert report.shout.task.apply([report.pk], {"marks": 2}).get() == "CHANGED!!"
     assert report.shout.task.apply(kwargs={"object": report.pk}).get() == "CHANGED!"
+
+
+def test_an_object_that_its_manager_hides_is_found(db):
+    coin = Coin.objects.create(code="ATS", title="Schilling")
+
+    assert coin.toss.run("tails").obj == coin
+    assert coin.toss.task.apply([coin.pk, "tails"]).get() == "tails"
 
 
 def test_an_object_that_is_gone_fails_with_a_text_that_says_which(report):
@@ -671,17 +700,69 @@ def test_by_its_name_or_again_a_task_starts_what_it_needs_too(report):
 
 
 def test_who_may_not_run_what_is_needed_may_not_run_the_task(report, configure):
-    configure(RUNNABLE_TASKS=["*.verify"])
+    configure(RUNNABLE_TASKS=["*.build", "*.load"])
     user = make_user("run_celerytask", "tests.view_report")
 
-    with pytest.raises(TaskNotRunnable, match="load"):
-        report.verify.run(user=user)
+    with pytest.raises(TaskNotRunnable, match="verify"):
+        report.build.run(user=user)
     assert all_runs() == []
 
     configure(RUNNABLE_TASKS=None)
     end(report.load.run())
     configure(RUNNABLE_TASKS=["*.verify"])
     assert report.verify.run(user=user).run_by == user
+
+
+def test_a_needed_task_that_was_skipped_at_last_is_run_again(report):
+    end(report.load.run())
+    end(report.verify.run())
+    end(report.load.run(), State.FAILURE)
+    skipped = report.verify.run()
+    end(report.load.current(), State.FAILURE)
+    Dispatcher().dispatch()
+    skipped.refresh_from_db()
+    assert skipped.state == State.IGNORED
+
+    run = report.build.run()
+
+    assert report.verify.current().state == State.WAITING
+    assert set(run.depends_on.all()) == {report.load.current(), report.verify.current()}
+
+
+def test_who_finds_the_same_call_active_at_last_has_started_nothing(report, monkeypatch):
+    key = unique.key_of(report.build.task, [report.pk], {})
+    start_needed = model_tasks.start_needed
+
+    def start_while_another_is_faster(*args, **kwargs):
+        needed = start_needed(*args, **kwargs)
+        make_run(task_id="faster", state=State.PENDING, active_key=key)
+        return needed
+
+    monkeypatch.setattr(model_tasks, "start_needed", start_while_another_is_faster)
+
+    result = report.build.delay()
+
+    assert result.id == "faster"
+    assert report.load.current() is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_deadlock_has_ended_is_written_again_outside_of_a_transaction():
+    faults = [OperationalError("deadlock")] * 2
+    tries = []
+
+    def write():
+        tries.append(make_run())
+        if faults:
+            raise faults.pop()
+
+    with pytest.raises(OperationalError), transaction.atomic():
+        written_together(write)
+    assert len(tries) == 1
+    written_together(write)
+
+    assert len(tries) == 3
+    assert TaskRunRecord.objects.get() == tries[-1]
 
 
 def test_a_dependency_that_another_user_has_started_is_joined(report):
