@@ -492,6 +492,19 @@ def test_other_arguments_do_not_keep_a_task_away_that_is_unique_by_them() -> Non
     assert (bool(offer.url), offer.active_label) == (True, "Queued")
 
 
+def test_a_task_that_depends_on_one_that_the_user_may_not_run_says_so(
+    client: Client, configure: Callable[..., None]
+) -> None:
+    load = "tests.model_task_models.Report.load"
+    configure(RUNNABLE_TASKS={load: {"groups": ["Finance"]}, "*": {}})
+    report = make_report()
+
+    response = answer(client, client.get(run_url(report)))
+
+    assert told_by(response) == [f"You are not allowed to run {load}."]
+    assert not TaskRunRecord.objects.exists()
+
+
 @ON_COMMIT
 def test_its_form_too_says_that_a_run_is_active(client: Client) -> None:
     report = make_report()

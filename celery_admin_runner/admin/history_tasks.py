@@ -303,7 +303,8 @@ class ObjectTasks(ObjectRuns):
                 request, active_text(error.run, request, self.admin_site), messages.WARNING
             )
             return redirect(self.runs_url(obj))
-        except (InvalidArguments, TaskNotRunnable) as error:
+        except (InvalidArguments, TaskNotRunnable, PermissionDenied) as error:
+            # The last of them for a task that this one depends on.
             self.message_user(request, refusal(error), messages.ERROR)
             return redirect(self.runs_url(obj))
         self.tell_of(request, run)
