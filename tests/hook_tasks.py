@@ -121,6 +121,16 @@ def fail_by_itself(self: DjangoTask, **options: Any) -> None:
 
 
 @shared_task(
+    base=DjangoTask, autoretry_for=(ValueError,), default_retry_delays=(60, 120, 180), bind=True
+)
+def give_up(self: DjangoTask, **options: Any) -> None:
+    """Fail, and let this run, or Celery, say what follows."""
+    if options:
+        raise self.retry(exc=ValueError("no"), **options)
+    raise ValueError("no")
+
+
+@shared_task(
     base=DjangoTask,
     autoretry_for=(ValueError,),
     default_retry_delays=(60, 120, 180),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import celery
 import pytest
 from celery import Celery
 from celery.exceptions import MaxRetriesExceededError, Retry, TimeoutError
@@ -34,6 +35,7 @@ from tests.hook_tasks import (
     fail_often,
     fail_twice,
     fail_until,
+    give_up,
     loud,
     stubborn,
     time_out,
@@ -319,15 +321,16 @@ def test_an_explicit_countdown_or_moment_wins(task):
     assert seconds_until_next(task, eta=eta) == 33
 
 
-@pytest.mark.parametrize("task", [stubborn, fail_by_itself])
+@pytest.mark.parametrize("task", [stubborn, give_up])
 def test_no_retry_wins(task):
     assert seconds_until_next(task, max_retries=0) is None
 
 
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.5 keeps it out of our reach.")
 def test_what_one_run_said_of_its_retries_does_not_count_for_the_next():
-    assert seconds_until_next(fail_by_itself, max_retries=0) is None
+    assert seconds_until_next(give_up, max_retries=0) is None
 
-    assert seconds_until_next(fail_by_itself) == 60
+    assert seconds_until_next(give_up) == 60
 
 
 def test_more_retries_than_delays_follow_after_the_last_delay():
