@@ -195,7 +195,7 @@ def _goes_on(invocation: Invocation) -> bool:
     """
     running = current_app.current_worker_task
     is_replacement = running is not None and running.request.id == invocation.task_id
-    return is_replacement or invocation.task.name.startswith(CELERY_PREFIX)
+    return bool(is_replacement or invocation.task.name.startswith(CELERY_PREFIX))
 
 
 def with_override(invocation: Invocation) -> Invocation:
@@ -259,7 +259,28 @@ def _send(
     )
     if not is_recorded:
         return invocation.send()
+    if same.is_ignoring and same.limit is not None and must_record:
+        # The run that had the key until now may have opened a window with its end.
+        success = record(partial(_open_window, same.key, now))
+        if success is not None and record(partial(_end_ignored, run, success, now)):
+            return ignored_result(invocation, run)
     return hand_over(invocation, run, call)
+
+
+def _end_ignored(run: TaskRunRecord, success: TaskRunRecord, now: datetime) -> int:
+    """End the row of a call that is ignored, as nobody knew when it was made."""
+    fields = ignoring.ignored_fields(success, now)
+    return (
+        journal()
+        .filter(task_id=run.task_id)
+        .transition(
+            sources=[State.UNSENT],
+            target=fields.pop("state"),
+            dispatch_id=None,
+            claimed_at=None,
+            **fields,
+        )
+    )
 
 
 def _write(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
@@ -286,7 +307,9 @@ def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -
 def hand_over(invocation: Invocation, run: TaskRunRecord, call: StoredCall) -> AsyncResult:
     """Send a call that is recorded, and write down what came of that; raises what Celery does."""
     marks = publishing.marks(run, call)
-    texts = {name: marks.pop(name) for name in ("argsrepr", "kwargsrepr") if name in marks}
+    texts: dict[str, Any] = {
+        name: marks.pop(name) for name in ("argsrepr", "kwargsrepr") if name in marks
+    }
     if run.unique_key:
         marks[KEY_HEADER] = run.unique_key
     sender = replace(invocation, options={**invocation.options, **texts}) if texts else invocation

@@ -620,7 +620,7 @@ class TaskRunner:
             write()
         else:
             try:
-                unique.take(run.active_key, write, limit=limit, now=now, using=_database())
+                unique.take(run.unique_key, write, limit=limit, now=now, using=_database())
             except unique.KeyTaken as error:
                 raise AlreadyActive(error.holder) from None
         if depends_on:

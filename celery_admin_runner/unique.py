@@ -166,7 +166,8 @@ def _wire(task: DjangoTask, name: str, value: Any, *, is_default: bool) -> list[
 def _without_objects(value: Any) -> Any:
     """Return a value with the primary keys of the objects in it, which no JSON can hold."""
     if isinstance(value, models.Model):
-        return [value._meta.concrete_model._meta.label_lower, value.pk]
+        model = value._meta.concrete_model or type(value)
+        return [model._meta.label_lower, value.pk]
     if type(value) in {list, tuple, set, frozenset}:
         return [_without_objects(item) for item in value] if _has_object(value) else value
     if type(value) is dict:
@@ -300,7 +301,7 @@ def is_stale(holder: TaskRunRecord, limit: timedelta, now: datetime) -> bool:
     """
     if holder.state in KEPT and holder.claimed_at is None:
         return False
-    moments = [getattr(holder, name) for name in _SINCE]
+    moments: list[datetime | None] = [getattr(holder, name) for name in _SINCE]
     return now - max(moment for moment in moments if moment is not None) > limit
 
 

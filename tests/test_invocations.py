@@ -16,7 +16,7 @@ from django.utils import timezone
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from celery_admin_runner import tracking
+from celery_admin_runner import tracking, unique
 from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.contexts import RunContext
 from celery_admin_runner.dispatcher import Dispatcher
@@ -429,6 +429,25 @@ def test_only_runs_of_the_journal_can_be_waited_for():
         plain.apply_async([1], depends_on=[TaskRunRecord(pk=987654, task_id=gone.task_id)])
 
     assert not TaskRunRecord.objects.exists()
+
+
+def test_a_window_that_opens_while_the_key_is_taken_counts():
+    key = unique.key_of(told, [1], {})
+    opened = []
+
+    def open_it(execute, sql, params, many, context):
+        if sql.startswith("INSERT") and not opened:
+            opened.append(True)
+            until = timezone.now() + timedelta(hours=1)
+            opened[:] = [make_run(unique_key=key, ignore_until=until)]
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(open_it), messages_sent() as sent:
+        result = told.delay(1)
+
+    assert (result.state, sent) == ("IGNORED", [])
+    run = run_of(result)
+    assert (run.state, run.active_key, run.claimed_at) == (State.IGNORED, None, None)
 
 
 # The database is away

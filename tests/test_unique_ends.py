@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.core.management import call_command
@@ -243,6 +244,18 @@ def test_a_run_is_not_run_again_beside_the_same_call():
     assert again.active_key == run.unique_key
     with pytest.raises(AlreadyActive):
         TaskRunner().retry(run)
+
+
+def test_a_periodic_task_is_not_run_beside_the_same_call():
+    texts = {"args": "[1]", "kwargs": "{}", "headers": "{}"}
+    nothing = dict.fromkeys(["queue", "exchange", "routing_key", "priority", "expires_"])
+    periodic = SimpleNamespace(name="hourly", task=once.name, **texts, **nothing)
+    run = TaskRunner().run_periodic(periodic)
+
+    with pytest.raises(AlreadyActive):
+        TaskRunner().run_periodic(periodic)
+
+    assert holds(run)
 
 
 def test_a_refusal_leaves_the_transaction_of_who_asked_as_it_was():

@@ -38,6 +38,7 @@ from celery_admin_runner.admin.questions import (
 )
 from celery_admin_runner.admin.retry import (
     KNOWN,
+    NOT_SENT,
     REASON,
     TASKS_CSS,
     key_of,
@@ -57,7 +58,6 @@ from celery_admin_runner.periodic import read_periodic_task
 from celery_admin_runner.publishing import is_tracked_by_name
 from celery_admin_runner.registry import NamedTask, TaskInfo, find_task, find_task_info
 from celery_admin_runner.runner import RUN_PERMISSION, TaskRunner
-from celery_admin_runner.states import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class PeriodicTaskRunMixin(AskingAdmin):
         except (InvalidArguments, TaskNotRunnable) as error:
             self.message_user(request, _refusal(error), messages.ERROR)
             return redirect(asked.url)
-        if run.state == State.UNSENT:
+        if run.state in NOT_SENT:
             self.message_user(request, unsent_text(run), messages.ERROR)
         else:
             self.message_user(request, _("This is the new run."), messages.SUCCESS)
@@ -276,7 +276,7 @@ class PeriodicTaskRunMixin(AskingAdmin):
                 text = _("“%(name)s” was not run: %(problems)s")
                 names = {"name": asked.periodic_task.name, "problems": _refusal(error)}
                 refused.append(text % names)
-        unsent = [run for run in runs if run.state == State.UNSENT]
+        unsent = [run for run in runs if run.state in NOT_SENT]
         if sent := len(runs) - len(unsent):
             text = ngettext("%(count)s run was sent.", "%(count)s runs were sent.", sent)
             self.message_user(request, text % {"count": sent}, messages.SUCCESS)

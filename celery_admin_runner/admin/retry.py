@@ -47,6 +47,10 @@ KNOWN = "known"
 TASKS_CSS = "celery_admin_runner/tasks.css"
 
 
+#: The states of a new run that nobody sent, as ``unsent_text`` tells.
+NOT_SENT = frozenset({State.UNSENT, State.IGNORED})
+
+
 @dataclass
 class Outcome:
     """What came of running several runs again."""
@@ -277,7 +281,7 @@ class RetryAdmin(AskingAdmin):
             except (NotRetryable, PermissionDenied) as error:
                 outcome.refused.append((run, str(error)))
                 continue
-            found = outcome.unsent if again.state == State.UNSENT else outcome.sent
+            found = outcome.unsent if again.state in NOT_SENT else outcome.sent
             found.append((run, again))
             text = _("Run again as %(task_id)s.") % {"task_id": again.task_id}
             self.log_change(request, run, text)
@@ -356,6 +360,8 @@ def _misfit_text(error: InvalidArguments) -> str:
 
 def unsent_text(run: TaskRunRecord) -> str:
     """Return that a run was not sent, why, and what can be done."""
+    if run.state == State.IGNORED:
+        return _("Not sent: %(task)s. %(why)s") % {"task": run.task_name, "why": run.exception}
     text = _(
         "Not sent: %(task)s. %(error)s The run is kept; when the broker is back, use “Send again” "
         "on the page of the run."

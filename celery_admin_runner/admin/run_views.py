@@ -24,7 +24,7 @@ from django.utils.translation import ngettext
 from celery_admin_runner.admin import display, links
 from celery_admin_runner.admin.move import kept_text
 from celery_admin_runner.admin.questions import CONFIRMED, digest_of, is_confirmed
-from celery_admin_runner.admin.retry import unsent_text
+from celery_admin_runner.admin.retry import NOT_SENT, unsent_text
 from celery_admin_runner.admin.sheets import Preview, Sheet
 from celery_admin_runner.exceptions import (
     ALL,
@@ -182,7 +182,7 @@ class RunPage:
 
     def _tell(self, runs: Sequence[TaskRunRecord]) -> None:
         """Say what became of the runs."""
-        unsent = [run for run in runs if run.state == State.UNSENT]
+        unsent = [run for run in runs if run.state in NOT_SENT]
         kept = [run for run in runs if run.state in KEPT]
         sent = len(runs) - len(unsent) - len(kept)
         if sent:
