@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
-from threading import Lock
 from typing import Any
 
 from celery import shared_task
@@ -29,16 +24,13 @@ from kombu.utils.json import dumps
 from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import prepare_call
-from celery_admin_runner.command_lines import (
-    BROKEN,
-    CommandLine,
-    read_command_line,
-    unreadable,
-)
+from celery_admin_runner.command_lines.reading import CommandLine, read_command_line, unreadable
+from celery_admin_runner.command_lines.values import BROKEN
 from celery_admin_runner.conf import settings
 from celery_admin_runner.exceptions import CommandNotConfigured, InvalidArguments
 from celery_admin_runner.parameters import Signature
 from celery_admin_runner.registry import celery_app
+from celery_admin_runner.unattended import no_input
 
 #: The names of all tasks that are commands begin so.
 PREFIX = "command."
@@ -137,7 +129,7 @@ class CommandTask(DjangoTask):
         except InvalidArguments as error:
             raise CommandError("\n".join(error.lines)) from error
         words = line.words(bind(line.signature, call.args, call.kwargs).by_name())
-        with _no_input():
+        with no_input():
             try:
                 call_command(self.command, *words)
             except SystemExit as error:
@@ -234,69 +226,3 @@ def _tell_exit(error: SystemExit) -> None:
     raise CommandError(
         str(error.code) if is_text else f"The command exited with code {error.code}."
     ) from error
-
-
-# Nobody answers
-
-_is_unattended: ContextVar[bool] = ContextVar("celery_admin_runner_unattended", default=False)
-_installing = Lock()
-
-
-class Stdin:
-    """The standard input, of which a command that runs as a task gets nothing.
-
-    By context: other threads of the process read on.
-    """
-
-    def __init__(self, original: Any) -> None:
-        self._original = original
-
-    def readline(self, *args: Any) -> Any:
-        """Read a line; raises EOFError where nobody would type it."""
-        _refuse_to_wait()
-        return self._original.readline(*args)
-
-    def read(self, *args: Any) -> Any:
-        """Read; raises EOFError where nobody would type."""
-        _refuse_to_wait()
-        return self._original.read(*args)
-
-    def isatty(self) -> bool:
-        """Tell whether somebody can answer."""
-        return not _is_unattended.get() and bool(self._original.isatty())
-
-    def fileno(self) -> int:
-        """Return the file's number; ``input()`` would read from it past us."""
-        if _is_unattended.get():
-            raise io.UnsupportedOperation("A task has no standard input.")
-        return int(self._original.fileno())
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the lines."""
-        _refuse_to_wait()
-        return iter(self._original)
-
-    def __getattr__(self, name: str) -> Any:
-        """Be the original in all else."""
-        if name == "_original":
-            # A copy that is being made has none yet.
-            raise AttributeError(name)
-        return getattr(self._original, name)
-
-
-def _refuse_to_wait() -> None:
-    if _is_unattended.get():
-        raise EOFError("The command asks for input, and a task has nobody to answer it.")
-
-
-@contextmanager
-def _no_input() -> Iterator[None]:
-    """Let nothing here wait for somebody to type."""
-    with _installing:
-        if sys.stdin is not None and not isinstance(sys.stdin, Stdin):
-            sys.stdin = Stdin(sys.stdin)
-    token = _is_unattended.set(True)
-    try:
-        yield
-    finally:
-        _is_unattended.reset(token)

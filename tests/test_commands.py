@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
-from io import StringIO, UnsupportedOperation
+from io import StringIO
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +26,6 @@ from celery_admin_runner.calls import prepare_call, signature_of
 from celery_admin_runner.commands import (
     CommandTask,
     KnownCommand,
-    Stdin,
     command_task,
     known_commands,
 )
@@ -37,6 +36,7 @@ from celery_admin_runner.redaction import MASK
 from celery_admin_runner.registry import all_task_infos, get_task_info, is_internal
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
+from celery_admin_runner.unattended import Stdin
 from tests.celery_app import app
 from tests.factories import make_user
 from tests.forms import arguments_of, filled, form_of, shown_data
@@ -322,6 +322,7 @@ def test_an_untouched_form_sends_only_what_is_needed() -> None:
         ({"even": "3"}, "even", "This value is not valid: 3 is odd"),
         ({"even": "x"}, "even", "This value is not valid: invalid literal"),
         ({"day": "2026-02-30"}, "day", "valid date"),
+        ({"hex": "ff"}, "hex", "This value is not one of the choices."),
         ({"shade": "xl"}, "shade", "This value is not valid: 'xl' is not a valid Size"),
         ({"numbers": "1\nx"}, "numbers", "Value 2: Input should be a valid integer"),
         ({"box": "1\n2\n3"}, "box", "at most 2 items"),
@@ -395,6 +396,7 @@ def test_a_secret_default_is_not_shown() -> None:
         ({"even": "4"}, "even", 4),
         ({"day": date(2026, 2, 28)}, "day", "2026-02-28"),
         ({"shade": "s"}, "shade", "s"),
+        ({"hex": "A"}, "hex", 10),
         ({"code": "00000000-0000-0000-0000-000000000007"}, "code", str(UUID(int=7))),
         ({"wait": "1.5"}, "wait", "1:30:00"),
         ({"active": False}, "active", False),
@@ -438,6 +440,12 @@ def test_what_does_not_fit_fails_in_the_worker_too() -> None:
         command_task("try_everything").run("north", to_all=True, nme=1)
 
 
+def test_arguments_of_code_mean_in_the_worker_what_they_mean_in_a_form(capsys: Any) -> None:
+    received = printed(capsys, dry_run="no", depth="2")
+
+    assert (received["dry_run"], received["depth"]) == (False, 2)
+
+
 def test_a_command_error_fails_with_its_message() -> None:
     with pytest.raises(CommandError) as caught:
         command_task("try_ending").run("error", text="No %s, no <b>.")
@@ -464,26 +472,11 @@ def test_another_exit_is_a_failure(given: dict[str, Any], text: str) -> None:
 def test_nothing_waits_for_an_answer(monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "stdin", StringIO("yes\n"))
 
-    with pytest.raises(EOFError, match="nobody to answer"):
+    with pytest.raises(EOFError, match="asks for input"):
         command_task("try_ending").run("ask")
 
     assert isinstance(sys.stdin, Stdin)
     assert input() == "yes"
-
-
-def test_nobody_sits_at_the_standard_input_of_a_command(monkeypatch: Any) -> None:
-    stdin = Stdin(StringIO("one\ntwo\nthree\n"))
-    before = (stdin.isatty(), stdin.readline(), list(stdin), stdin.read())
-
-    with commands._no_input():
-        for wait in (stdin.readline, stdin.read, lambda: list(stdin)):
-            with pytest.raises(EOFError):
-                wait()
-        with pytest.raises(UnsupportedOperation):
-            stdin.fileno()
-        assert stdin.isatty() is False
-
-    assert before == (False, "one\n", ["two\n", "three\n"], "")
 
 
 # With a worker
@@ -512,7 +505,7 @@ def test_a_worker_runs_a_command_and_keeps_its_output(worker: Any) -> None:
     [
         (["error"], {"text": "No such shop."}, "CommandError: No such shop."),
         (["exit"], {"code": 3}, "CommandError: The command exited with code 3."),
-        (["ask"], {}, "nobody to answer"),
+        (["ask"], {}, "there is nobody to answer"),
     ],
 )
 def test_a_command_that_fails_does_not_end_the_worker(

@@ -33,7 +33,7 @@ LAYERS = (
     {"contexts", "queues", "handles"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
-    | {"querysets"},
+    | {"querysets", "unattended"},
     {"parameters", "models"},
     {"binding", "model_keys", "wire", "messages", "recording", "retention", "export", "broker"}
     | {"command_lines"},

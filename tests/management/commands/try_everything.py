@@ -7,6 +7,7 @@ import json
 from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -62,6 +63,7 @@ class Command(BaseCommand):
         parser.add_argument("--price", type=Decimal, default=Decimal("9.90"))
         parser.add_argument("--even", type=even)
         parser.add_argument("--day", type=date.fromisoformat)
+        parser.add_argument("--hex", type=partial(int, base=16), choices=[10, 11])
         parser.add_argument("--code", type=UUID)
         parser.add_argument("--shade", type=Size.named)
         parser.add_argument("--wait", type=hours, default=timedelta(hours=2))
