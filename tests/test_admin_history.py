@@ -622,6 +622,16 @@ def test_a_task_is_run_about_each_selected_object(client: Client, operator: User
     assert LogEntry.objects.count() == 2
 
 
+def test_who_chooses_no_task_is_asked_again(client: Client) -> None:
+    chosen = ask_selected(client, make_report())
+
+    again = choose(client, chosen, "")
+
+    assert "Choose a task." in again.text
+    assert "Choose a task." not in chosen.text
+    assert again.context["choices"]
+
+
 @ON_COMMIT
 def test_selected_objects_that_are_confirmed_twice_are_asked_for_again(client: Client) -> None:
     shown = choose(client, ask_selected(client, make_report("A"), make_report("B")), SHOUT)

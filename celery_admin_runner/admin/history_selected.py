@@ -124,7 +124,7 @@ class SelectedObjects(ObjectTasks):
             self.message_user(request, text, messages.ERROR)
             return self.back_to_list(request)
         if choice is None:
-            return self._ask(request, objects)
+            return self._ask(request, objects, _("Choose a task."))
         asked = self._asked(request, choice, objects)
         ready = [one.obj for one in asked if not one.problem]
         if choice.task.needs_more and ready:
@@ -176,7 +176,7 @@ class SelectedObjects(ObjectTasks):
             asked.append(AskedObject(obj=obj, url=self.object_url(obj), problem=problem))
         return asked
 
-    def _ask(self, request: HttpRequest, objects: Sequence[Any]) -> HttpResponse:
+    def _ask(self, request: HttpRequest, objects: Sequence[Any], error: str = "") -> HttpResponse:
         """Ask which task; where there is but one, whether it is to be run."""
         choice = self._chosen(request)
         if choice is not None and not choice.task.needs_more:
@@ -194,6 +194,7 @@ class SelectedObjects(ObjectTasks):
             number=number,
             objects=objects,
             choices=[(choice, choice.text(number)) for choice in choices],
+            errors=error,
             task_field=TASK,
         )
 
