@@ -239,8 +239,7 @@ def _with_group(item: Input, groups: Iterable[Group]) -> Input:
     text = gettext_lazy("Only one of these can be given: %(names)s.")
     if group.is_required:
         text = gettext_lazy("Just one of these must be given: %(names)s.")
-    text = filled(text, names=group.names)
-    help_text = joined([item.parameter.help_text, text])
+    help_text = joined([item.parameter.help_text, filled(text, names=group.names)])
     return replace(item, parameter=replace(item.parameter, help_text=help_text))
 
 

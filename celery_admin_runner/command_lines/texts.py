@@ -55,12 +55,12 @@ def _called(action: Action) -> str:
     """Return the option, or what stands for a positional argument in the usage."""
     if isinstance(action, argparse.BooleanOptionalAction):
         return action.option_strings[0]
-    is_tuple = isinstance(action.metavar, tuple)
-    names = tuple(action.metavar or ()) if is_tuple else (action.metavar or "",)
-    if action.option_strings:
-        # One name for all values says nothing that the field does not.
-        names = (option_of(action), *(names if is_tuple else ()))
-    return " ".join(names)
+    metavar = action.metavar or ""
+    if not action.option_strings:
+        return metavar if isinstance(metavar, str) else " ".join(metavar)
+    # One name for all values says nothing that the field does not.
+    names = metavar if isinstance(metavar, tuple) else ()
+    return " ".join((option_of(action), *names))
 
 
 def option_of(action: Action) -> str:
