@@ -75,6 +75,11 @@ class Report(Archivable, Titled):
         assert run is not None
         return self._note(f"build {pages} {cover} {self.title} {run.task_id}")
 
+    @model_task(depends_on=["load", "archive"])
+    def hand_in(self) -> str:
+        """Give it to who asked for it."""
+        return f"{type(self).__name__} is handed in"
+
     def _note(self, text: str) -> str:
         if self.title == f"{text} fails":
             raise ValueError(f"There is no {text}.")
@@ -104,6 +109,11 @@ class OldReport(Report):
         proxy = True
 
     @model_task
+    def archive(self) -> str:
+        """Put it far away."""
+        return "far away"
+
+    @model_task
     def burn(self) -> str:
         """Only old ones are burnt."""
         return f"{type(self).__name__} burns"
@@ -118,7 +128,11 @@ class Parcel(Titled):
     def weigh(self) -> None:
         """Find out what it weighs."""
 
-    @model_task(depends_on="weigh")
+    @model_task(
+        depends_on="weigh",
+        ignore_task_after_success=True,
+        ignore_task_timedelta=timedelta(hours=1),
+    )
     def stamp(self) -> None:
         """Put stamps on it."""
 

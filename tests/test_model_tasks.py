@@ -77,7 +77,8 @@ def names_of(model: type[models.Model]) -> list[str]:
 
 def test_each_model_that_has_the_method_has_a_task_of_its_own():
     assert names_of(Report) == [
-        f"{HERE}.Report.{name}" for name in ("archive", "build", "load", "shout", "verify")
+        f"{HERE}.Report.{name}"
+        for name in ("archive", "build", "hand_in", "load", "shout", "verify")
     ]
     assert f"{HERE}.Coin.shout" in names_of(Coin)
     assert names_of(Titled) == []
@@ -90,7 +91,7 @@ def test_a_child_with_a_table_of_its_own_has_tasks_of_its_own(db):
     run = short.load.run()
 
     assert names_of(ShortReport) == [
-        f"{HERE}.ShortReport.{name}" for name in ("archive", "build", "load", "verify")
+        f"{HERE}.ShortReport.{name}" for name in ("archive", "build", "hand_in", "load", "verify")
     ]
     assert (run.task_name, run.obj) == (f"{HERE}.ShortReport.load", short)
     assert short.report_ptr.load.current() is None
@@ -103,6 +104,8 @@ def test_a_method_that_is_overridden_by_a_plain_one_is_no_task(db):
     assert short.shout() == "Week"
     with pytest.raises(AttributeError, match="has no task 'shout'"):
         _ = super(ShortReport, short).shout.task
+    with pytest.raises(AttributeError, match=r"has no task 'build' by Report\.build"):
+        super(ShortReport, short).build.run()
 
 
 def test_a_proxy_shares_the_tasks_of_its_model_but_for_its_own(report):
@@ -111,7 +114,14 @@ def test_a_proxy_shares_the_tasks_of_its_model_but_for_its_own(report):
     run = old.load.run()
 
     assert report.load.current() == run
-    assert names_of(OldReport) == sorted([*names_of(Report), f"{HERE}.OldReport.burn"], key=_last)
+    assert names_of(OldReport) == [
+        f"{HERE}.{name}"
+        for name in (
+            *("OldReport.archive", "Report.build", "OldReport.burn", "OldReport.hand_in"),
+            *("Report.load", "Report.shout", "Report.verify"),
+        )
+    ]
+    assert OldReport.hand_in.task.needs == (f"{HERE}.Report.load", f"{HERE}.OldReport.archive")
     assert old.burn.task.apply([old.pk]).get() == "OldReport burns"
     assert old.burn.run().obj == report
 
@@ -599,6 +609,17 @@ def test_the_object_is_loaded_from_the_database_that_it_is_in(other_database, mo
     assert [obj._state.db for obj in seen] == ["other", "default"]
 
 
+def test_on_commit_is_that_of_the_database_that_the_object_is_in(other_database):
+    Report.objects.create(title="Year")
+    elsewhere = Report.objects.using("other").get()
+
+    with transaction.atomic(using="other"):
+        handle = elsewhere.shout.on_commit()
+        assert elsewhere.shout.current() is None
+
+    assert elsewhere.shout.current().task_id == handle.id
+
+
 # Dependencies
 
 
@@ -615,6 +636,14 @@ def test_what_a_task_depends_on_is_run_first_in_order(report):
     assert set(run.depends_on.all()) == {load, verify}
     assert {item.obj for item in (load, verify, run)} == {report}
     assert {item.reason for item in (load, verify, run)} == {"asked for"}
+
+
+def test_of_two_that_are_needed_the_second_waits_for_the_first(report):
+    run = report.hand_in.run()
+
+    archive = report.archive.current()
+    assert list(archive.depends_on.all()) == [report.load.current()]
+    assert set(run.depends_on.all()) == {report.load.current(), archive}
 
 
 @pytest.mark.parametrize("verb", ["run", "delay", "on_commit"])
@@ -774,20 +803,49 @@ def test_a_dependency_that_another_user_has_started_is_joined(report):
     assert list(run.depends_on.all()) == [load]
 
 
+def end_with_window(run: TaskRunRecord) -> None:
+    """Let a run succeed, since when others are ignored for an hour."""
+    end(run)
+    until = timezone.now() + timedelta(hours=1)
+    TaskRunRecord.objects.filter(pk=run.pk).update(ignore_until=until)
+
+
 def test_a_call_that_is_ignored_counts_as_the_success_that_it_is_ignored_for(db):
     parcel = Parcel.objects.create(title="Box")
     success = parcel.weigh.run()
-    end(success)
-    hour = timezone.now() + Parcel.weigh.task.ignore_task_timedelta
-    TaskRunRecord.objects.filter(pk=success.pk).update(ignore_until=hour)
-    ignored = parcel.weigh.run()
+    end_with_window(success)
+    assert parcel.weigh.run().state == State.IGNORED
+    assert parcel.weigh.current() == success
+    make_run(task_name=parcel.weigh.task.name, state=State.FAILURE, obj=parcel)
 
     run = parcel.stamp.run()
 
-    assert ignored.state == State.IGNORED
-    assert parcel.weigh.current() == success
     assert run.state == State.UNSENT
     assert not run.depends_on.exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "delay"])
+def test_a_call_that_is_ignored_starts_nothing(db, verb):
+    parcel = Parcel.objects.create(title="Box")
+    end(parcel.weigh.run())
+    end_with_window(parcel.stamp.run())
+    end(parcel.weigh.run(), State.FAILURE)
+    before = TaskRunRecord.objects.count()
+
+    getattr(parcel.stamp, verb)()
+
+    assert TaskRunRecord.objects.count() == before + 1
+    assert TaskRunRecord.objects.first().state == State.IGNORED
+
+
+def test_a_member_of_a_canvas_waits_too_and_joins_nothing(report):
+    run = report.verify.run()
+
+    report.verify.apply_async(task_id="mine")
+
+    mine = TaskRunRecord.objects.get(task_id="mine")
+    assert mine.state == State.WAITING
+    assert list(mine.depends_on.all()) == list(run.depends_on.all()) == [report.load.current()]
 
 
 def test_what_was_skipped_itself_is_run_again(report):
