@@ -297,7 +297,7 @@ def test_the_change_page_links_to_the_runs_and_offers_the_tasks(client: Client) 
 
     offers = {offer.title: offer.url for offer in page.context["run_history"]["offers"]}
     assert offers["Build the report"] == run_url(report)
-    assert list(offers) == ["Archive", "Build the report", "Load", "Shout", "Verify"]
+    assert list(offers) == ["Archive", "Build the report", "Hand in", "Load", "Shout", "Verify"]
     assert page.text.index("Run: Build the report") < page.text.index('class="historylink"')
     assert url("runs", report.pk) in page.text
 
