@@ -34,6 +34,7 @@ app = Celery(
         "tests.stoppable_tasks",
         "tests.talking_tasks",
         "tests.held_tasks",
+        "tests.hook_tasks",
         "tests.unique_tasks",
     ],
 )

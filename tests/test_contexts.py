@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from uuid import uuid4
 
@@ -24,16 +23,12 @@ from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
 from tests.celery_app import app
-from tests.conftest import running_worker
 from tests.factories import make_run, make_user
 from tests.hook_tasks import tell_child, tell_context, tell_context_together, told
 from tests.model_task_models import Report
 from tests.publishes import attempt, messages_sent
 from tests.result_backend import using_backend
 from tests.waiting import wait_until
-
-#: A worker's settings add this ending too.
-QUEUE = "-".join(["contexts", str(uuid4()), os.environ.get("PYTEST_XDIST_WORKER", "alone")])
 
 
 @pytest.fixture
@@ -51,21 +46,6 @@ def values(context):
     """The values of the context as they travel."""
     user, obj = context.user, context.obj
     return [str(user.pk), user.username, "auth.group", str(obj.pk), "L", "why"]
-
-
-@pytest.fixture(scope="module")
-def threads(django_db_setup, django_db_blocker):
-    """A worker of this module's own that makes two attempts at once, in threads."""
-    arguments = ("--pool", "threads", "--concurrency", "2", "-I", "tests.hook_tasks")
-    # What it sends itself goes to its own queue too.
-    with running_worker("contexts", *arguments, TEST_QUEUE=QUEUE):
-        yield
-
-
-@pytest.fixture
-def sent_to_threads(transactional_db, threads):
-    with using_backend("disabled://", task_default_queue=QUEUE):
-        yield
 
 
 def contexts_told(key, number=1):
@@ -123,7 +103,7 @@ def test_a_call_without_a_context_has_none(db):
     assert not TaskRunRecord.objects.exists()
 
 
-def test_a_context_is_known_in_the_run_and_in_its_retries(sent_to_threads):
+def test_a_context_is_known_in_the_run_and_in_its_retries(worker):
     context = RunContext(user=make_user(), label="L")
     result = tell_context.apply_async(kwargs={"fail": True}, run_context=context)
 
@@ -132,17 +112,18 @@ def test_a_context_is_known_in_the_run_and_in_its_retries(sent_to_threads):
     assert told_contexts == [PlainContext.of(context).values] * 2
 
 
-def test_two_runs_at_once_know_their_own_contexts(sent_to_threads):
+def test_two_runs_at_once_know_their_own_contexts(transactional_db, threads_queue):
     own = RunContext(user=make_user(), label="own")
     results = [
-        tell_context_together.apply_async(**options) for options in ({"run_context": own}, {})
+        tell_context_together.apply_async(queue=threads_queue, **options)
+        for options in ({"run_context": own}, {})
     ]
 
     assert contexts_told(results[0].id) == [PlainContext.of(own).values]
     assert contexts_told(results[1].id) == [None]
 
 
-def test_the_later_links_of_a_chain_know_their_contexts(sent_to_threads):
+def test_the_later_links_of_a_chain_know_their_contexts(worker):
     keys = [str(uuid4()) for _ in range(3)]
     contexts = [RunContext(user=make_user(), label=key) for key in keys]
     first, second, last = (
@@ -171,7 +152,7 @@ def test_a_callback_and_the_body_of_a_chord_know_their_contexts(context, values)
     assert sent_contexts(arrived[0].delay) == [values]
 
 
-def test_a_task_that_is_started_inside_a_run_has_its_user(sent_to_threads):
+def test_a_task_that_is_started_inside_a_run_has_its_user(worker):
     context = RunContext(user=make_user(), label="L", reason="why")
     key = str(uuid4())
 
@@ -301,26 +282,44 @@ def test_a_proxy_counts_as_its_model(db):
     assert PlainContext.of(RunContext(obj=proxy)).model == "auth.group"
 
 
-@pytest.mark.parametrize(
-    "plain",
-    [
-        PlainContext(model="gone.model", object_id="1", label="L"),
-        PlainContext(model="nonsense", object_id="1", label="L"),
-        PlainContext(user_pk="987654321", user_name="ann", label="L"),
-        PlainContext(user_pk="of another site", user_name="ann", label="L"),
-    ],
-)
+UNKNOWN = [
+    PlainContext(model="gone.model", object_id="1", label="L"),
+    PlainContext(model="nonsense", object_id="1", label="L"),
+    PlainContext(user_pk="of another site", user_name="ann", label="L"),
+]
+WHEN = pytest.mark.parametrize("options", [{}, {"countdown": 3600}], ids=["now", "later"])
+
+
+def has_not_lost(result, plain, *, is_kept):
+    """Tell whether the run is there, with what of its context this site knows."""
+    run = TaskRunRecord.objects.get(task_id=result.id)
+    about = (run.run_by, run.run_by_name, run.obj, run.label)
+    state = State.SCHEDULED if is_kept else State.PENDING
+    return run.state == state and about == (None, plain.user_name, None, "L")
+
+
+@WHEN
+@pytest.mark.parametrize("plain", UNKNOWN)
 @pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit"])
-@pytest.mark.parametrize("options", [{}, {"countdown": 3600}])
+def test_a_context_that_this_site_does_not_know_does_not_lose_the_run(
+    db, plain, call, options, django_capture_on_commit_callbacks
+):
+    with django_capture_on_commit_callbacks(execute=True):
+        result = getattr(tell_context, call)(run_context=plain, **options)
+
+    assert has_not_lost(result, plain, is_kept=bool(options))
+
+
+@WHEN
 @pytest.mark.django_db(transaction=True)
-def test_a_context_that_this_site_does_not_know_does_not_lose_the_run(plain, call, options):
+@pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit"])
+def test_a_user_who_is_gone_does_not_lose_the_run(call, options):
+    plain = PlainContext(user_pk="987654321", user_name="ann", label="L")
+
     with transaction.atomic() if call == "apply_async_on_commit" else nullcontext():
         result = getattr(tell_context, call)(run_context=plain, **options)
 
-    run = TaskRunRecord.objects.get(task_id=result.id)
-    assert run.state == (State.SCHEDULED if options else State.PENDING)
-    assert (run.run_by, run.run_by_name, run.obj) == (None, plain.user_name, None)
-    assert run.label == "L"
+    assert has_not_lost(result, plain, is_kept=bool(options))
 
 
 @pytest.mark.django_db(transaction=True)
