@@ -17,13 +17,8 @@ from django.utils.translation import ngettext
 from pydantic_core import PydanticCustomError
 
 from celery_admin_runner.admin import links
-from celery_admin_runner.admin.history_tasks import (
-    ObjectTasks,
-    OfferedTask,
-    info_of,
-    preview_of,
-    refusal,
-)
+from celery_admin_runner.admin.history_tasks import ObjectTasks, refusal
+from celery_admin_runner.admin.offers import OfferedTask, info_of, preview_of
 from celery_admin_runner.admin.questions import (
     MAX_SELECTED,
     digest_of,
