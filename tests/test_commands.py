@@ -255,6 +255,7 @@ def test_the_help_of_the_command_is_the_documentation() -> None:
         ("day", "date | None", None),
         ("code", "UUID | None", None),
         ("shade", "Size | None", None),
+        ("hex", "int | None", None),
         ("even", "even | None", None),
         ("into", "Path", "out"),
         ("wait", "hours", Default.COMPUTED),

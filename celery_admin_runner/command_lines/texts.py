@@ -88,6 +88,7 @@ def plain_name(text: str) -> str:
 
 def name_of(kind: Any) -> str:
     """Return the name of a type, or of what makes values of a text."""
+    kind = getattr(kind, "func", kind)
     maker = getattr(kind, "__self__", None)
     if isinstance(maker, type):
         # ``Colour.from_name`` makes a Colour.
