@@ -23,7 +23,8 @@ from tests.publishes import attempt, messages_sent
 from tests.result_backend import using_backend
 from tests.unique_tasks import HOUR, ask_in_vain, at_most_hourly, ignored_if_asked, once, plain
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
+ON_COMMIT = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
@@ -128,6 +129,7 @@ def test_a_call_of_any_task_may_ask_to_be_ignored(eager):
     assert plain.delay(1).state == "SUCCESS"
 
 
+@ON_COMMIT
 def test_what_a_caller_said_goes_with_the_message_and_with_a_retry():
     with messages_sent() as sent:
         result = at_most_hourly.apply_async([1], ignore_task_timedelta=timedelta(minutes=1))
@@ -164,6 +166,7 @@ def test_a_task_that_says_not_for_how_long_is_refused_before_anything_is_written
     assert not TaskRunRecord.objects.exists()
 
 
+@ON_COMMIT
 def test_a_runner_gets_the_row_of_what_was_ignored(eager):
     runner = TaskRunner()
     first = runner.run(at_most_hourly.name, [1])

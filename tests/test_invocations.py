@@ -32,7 +32,8 @@ from tests.factories import make_run, make_user
 from tests.publishes import attempt, messages_sent
 from tests.unique_tasks import at_most_hourly, once, once_with_secret, plain, tracked
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
+ON_COMMIT = pytest.mark.django_db(transaction=True)
 HOUR = 3600
 
 
@@ -161,6 +162,7 @@ def test_a_call_that_was_not_sent_keeps_no_word_of_its_secret():
     assert "Sesame4" not in str(vars(run))
 
 
+@ON_COMMIT
 def test_a_run_of_code_can_be_run_again():
     options = {"queue": "q-nobody", "priority": 2, "expires": 60}
     run = run_of(once.apply_async([1], {"c": {1, 2}}, **options))
@@ -192,6 +194,7 @@ def test_a_run_knows_the_task_that_started_it():
     assert (child.parent_id, child.root_id) == (parent.task_id, "the first")
 
 
+@ON_COMMIT
 def test_a_context_comes_back_to_the_body_from_every_way_of_sending():
     user = make_user()
     context = RunContext(user=user, label="L", reason="R")
@@ -221,6 +224,7 @@ def test_the_hooks_are_told_once_what_became_of_a_call():
     assert second[1] != first.id == joined.id
 
 
+@ON_COMMIT
 def test_a_runner_tells_them_too():
     user = make_user(is_superuser=True)
     TOLD.clear()
@@ -240,6 +244,7 @@ def test_a_runner_tells_them_too():
 # In a transaction, from beat, eager
 
 
+@ON_COMMIT
 def test_a_plain_call_in_a_transaction_is_sent_at_once():
     with transaction.atomic(), messages_sent() as sent:
         first = once.delay(1)
@@ -249,6 +254,7 @@ def test_a_plain_call_in_a_transaction_is_sent_at_once():
     assert run_of(first).state == State.PENDING
 
 
+@ON_COMMIT
 @pytest.mark.skipif(
     connection.vendor == "sqlite", reason="on SQLite the row belongs to the caller's transaction"
 )
@@ -260,6 +266,7 @@ def test_a_rollback_takes_neither_the_row_nor_the_key():
     assert once.delay(1).id == first.id
 
 
+@ON_COMMIT
 def test_a_user_of_the_transaction_is_in_the_row_after_it():
     with transaction.atomic():
         user = make_user()
@@ -329,6 +336,7 @@ def test_a_delayed_call_joins_and_is_joined():
     assert once.delay(1).id == first.id
 
 
+@ON_COMMIT
 def test_a_delayed_call_in_a_transaction_joins_and_breaks_nothing():
     first = once.apply_async([1], countdown=HOUR)
 
@@ -372,6 +380,7 @@ def test_a_call_waits_for_other_runs(keeps, configure):
     assert run_of(result).state == State.PENDING
 
 
+@ON_COMMIT
 def test_what_has_succeeded_already_is_not_waited_for():
     result = plain.apply_async([1], depends_on=[make_run()], countdown=HOUR)
 
@@ -389,6 +398,7 @@ def test_a_call_that_waits_holds_its_key_and_joins():
     assert OpenDependency.objects.count() == 1
 
 
+@ON_COMMIT
 def test_a_rollback_leaves_nothing_of_a_call_that_waits():
     awaited = make_run(state=State.STARTED)
 

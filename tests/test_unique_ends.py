@@ -25,7 +25,8 @@ from tests.brokers import NO_BROKER, broker_away
 from tests.celery_app import app
 from tests.unique_tasks import once
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
+ON_COMMIT = pytest.mark.django_db(transaction=True)
 HOUR = 3600
 
 
@@ -141,6 +142,7 @@ def test_a_call_that_can_not_be_sent_raises_and_frees_it():
     assert not holds(run)
 
 
+@ON_COMMIT
 def test_a_run_that_a_runner_can_not_send_frees_it():
     with broker_away():
         run = TaskRunner().run(once.name, [1])
@@ -186,6 +188,7 @@ def unsent(**fields):
     return run
 
 
+@ON_COMMIT
 def test_a_run_that_is_sent_again_takes_it_anew():
     run = unsent()
 
@@ -196,6 +199,7 @@ def test_a_run_that_is_sent_again_takes_it_anew():
     assert holds(run)
 
 
+@ON_COMMIT
 def test_a_run_is_not_sent_again_beside_the_same_call():
     run = unsent()
     other = called()
@@ -209,6 +213,7 @@ def test_a_run_is_not_sent_again_beside_the_same_call():
     assert holds(other)
 
 
+@ON_COMMIT
 def test_a_run_that_may_be_out_keeps_it_and_can_be_sent_again():
     run = called()
     TaskRunRecord.objects.update(
@@ -258,6 +263,7 @@ def test_a_periodic_task_is_not_run_beside_the_same_call():
     assert holds(run)
 
 
+@ON_COMMIT
 def test_a_refusal_leaves_the_transaction_of_who_asked_as_it_was():
     first = called()
 
@@ -285,6 +291,7 @@ once.delay(1)
 """
 
 
+@ON_COMMIT
 def test_a_caller_that_dies_leaves_a_run_that_shows_and_holds_it_until_it_is_stale():
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT],
