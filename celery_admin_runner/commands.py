@@ -62,7 +62,10 @@ class KnownCommand:
     def task_options(self) -> dict[str, Any]:
         """The options of its task, ours included."""
         given = {
-            name: value for name, value in (self.options or {}).items() if name not in RESERVED
+            name: value
+            for name, value in (self.options or {}).items()
+            # What is no name is told by a check, which has to get so far.
+            if isinstance(name, str) and name not in RESERVED
         }
         return {**given, "name": self.task_name, "command": self.name}
 

@@ -132,7 +132,7 @@ def test_every_celery_app_has_the_tasks() -> None:
 
 
 def test_options_that_are_ours_to_say_are_not_taken() -> None:
-    given = {"name": "other", "bind": False, "command": "flush", "priority": 3}
+    given = {"name": "other", "bind": False, "command": "flush", "priority": 3, 1: 2}
     command = KnownCommand(name="clear", label="shop", options=given)
 
     assert command.task_options == {
