@@ -326,7 +326,7 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         if getattr(self.request, REFUSED, False):
             raise Ignore(f"The run {task_id} was cancelled before it started.")
         # Celery 5.7 does not forget it with the run for which it was said.
-        vars(self).pop(_MAX_RETRIES_OF_RUN, None)
+        self.__dict__.pop(_MAX_RETRIES_OF_RUN, None)
         super().before_start(task_id, args, kwargs)
         self.on_task_start(task_id, args, kwargs)
 

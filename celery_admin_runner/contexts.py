@@ -83,8 +83,9 @@ _LENGTH = len(fields(PlainContext))
 def context_of(headers: Mapping[str, Any] | None) -> PlainContext | None:
     """Return the context in the headers of a message; None if it has none."""
     values = (headers or {}).get(CONTEXT_HEADER)
-    is_context = isinstance(values, list) and len(values) == _LENGTH
-    return PlainContext.from_values(values) if is_context else None
+    if not isinstance(values, list) or len(values) != _LENGTH:
+        return None
+    return PlainContext.from_values(values)
 
 
 def starter_of(headers: Mapping[str, Any] | None) -> PlainContext | None:
@@ -101,7 +102,7 @@ def register_types() -> None:
         register_type(kind, f"celery_admin_runner.{kind.__name__}", _values, _context)
 
 
-def _values(context: RunContext | PlainContext) -> list[str]:
+def _values(context: Any) -> list[str]:
     return PlainContext.of(context).values
 
 

@@ -44,7 +44,10 @@ class OnCommitResult(AsyncResult):  # type: ignore[misc]
 
     def forget(self) -> None:
         """Forget the result, as Celery's."""
-        (super() if self._answer is None else self._answer).forget()
+        if self._answer is None:
+            super().forget()
+        else:
+            self._answer.forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AsyncResult, self.__reduce_args__()

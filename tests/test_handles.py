@@ -8,7 +8,8 @@ from datetime import timedelta
 
 import pytest
 from celery.result import AsyncResult
-from django.db import transaction
+from django.db import connections, transaction
+from django.db.utils import load_backend
 from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
 from kombu.exceptions import OperationalError
@@ -414,6 +415,52 @@ def test_the_context_of_an_unsaved_user_is_an_error_before_anything_is_written()
 
     assert sent == []
     assert not TaskRunRecord.objects.exists()
+
+
+@pytest.fixture
+def other():
+    """Another database than that of the journal."""
+    settings = {**connections["default"].settings_dict}
+    settings |= {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, "other")
+    connections["other"] = wrapper
+    yield "other"
+    wrapper.close()
+    del connections["other"]
+
+
+@pytest.mark.parametrize("task", [double, tracked_double])
+def test_a_call_can_wait_for_the_commit_of_another_database(other, task):
+    with messages_sent() as sent:
+        with transaction.atomic(using=other), transaction.atomic():
+            handle = task.apply_async_on_commit([3], using=other)
+            assert not TaskRunRecord.objects.exists()
+        with transaction.atomic(using=other):
+            gone = task.apply_async_on_commit([4], using=other)
+            transaction.set_rollback(True, using=other)
+
+    assert [message["headers"]["id"] for message in sent] == [handle.id]
+    assert (handle.state, gone.state) == ("PENDING", handles.ROLLED_BACK)
+    assert TaskRunRecord.objects.count() == (task is tracked_double)
+
+
+def test_a_delayed_member_of_a_canvas_is_kept_whoever_is_active(unique_double):
+    with transaction.atomic():
+        first, second = (
+            unique_double.apply_async_on_commit(countdown=3600, link=double.s()) for _ in range(2)
+        )
+
+    assert first.id != second.id
+    assert [run_of(first).active_key is None, run_of(second).active_key is None] == [False, True]
+
+
+def test_a_copy_waits_for_the_result():
+    with transaction.atomic():
+        copied = copy.copy(double.delay_on_commit(3))
+    app.backend.store_result(copied.id, 6, "SUCCESS")
+
+    assert copied.get(timeout=5) == 6
+    copied.forget()
 
 
 class InATestCase(TestCase):
