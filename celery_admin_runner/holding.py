@@ -93,7 +93,7 @@ def hold(
     if one of them is gone, and the error of the database.
     """
     depends_on = _awaited(invocation.own.depends_on)
-    if not depends_on and not (settings.SCHEDULE_ETA and _is_delayed(invocation.options)):
+    if not depends_on and not (settings.SCHEDULE_ETA and is_delayed(invocation.options)):
         return None
     now, task = timezone.now(), invocation.task
     try:
@@ -137,7 +137,8 @@ def _awaited(depends_on: Sequence[Any]) -> list[TaskRunRecord]:
     return list({run.pk: run for run in runs}.values())
 
 
-def _is_delayed(options: Mapping[str, Any]) -> bool:
+def is_delayed(options: Mapping[str, Any]) -> bool:
+    """Tell whether a call is to start later than now."""
     return bool(options.get("eta") or options.get("countdown"))
 
 

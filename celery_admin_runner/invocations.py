@@ -59,9 +59,10 @@ def answer(invocation: Invocation) -> AsyncResult | None:
 
     Raises DatabaseError if the journal does not answer and the call depends on what it knows.
     """
-    if _goes_on(invocation):
+    needs_row = has_row(invocation)
+    if not (needs_row or holding.is_delayed(invocation.options)) or _goes_on(invocation):
         return None
-    if not has_row(invocation):
+    if not needs_row:
         return holding.hold(invocation)
     now, same = timezone.now(), sameness(invocation)
     invocation = with_override(invocation)
