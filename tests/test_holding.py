@@ -685,11 +685,11 @@ def test_a_call_in_a_transaction_is_kept_with_it(transactional_db):
     assert was_kept(result)
 
 
-def test_a_call_on_commit_is_kept_at_the_commit(transactional_db):
+def test_a_call_on_commit_is_kept_with_the_transaction(transactional_db):
     with transaction.atomic():
         add.apply_async_on_commit([1], countdown=HOUR)
         add.delay_on_commit(1)
-        assert not TaskRunRecord.objects.exists()
+        assert only_run().state == State.SCHEDULED
 
     assert only_run().state == State.SCHEDULED
 
