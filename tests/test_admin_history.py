@@ -119,7 +119,8 @@ def export_one(report: int) -> None:
 
 def registered(name: str, function: Callable[..., Any]) -> Iterator[str]:
     """Have a task of this name for one test."""
-    app.task(function, name=name, lazy=False)
+    # A shared task would come with each app that a later test makes.
+    app.task(function, name=name, lazy=False, shared=False)
     yield name
     app.tasks.pop(name)
 
