@@ -149,7 +149,7 @@ def start_needed(
         run = needed.runs_about(key).first()
         if run is not None and run.state == State.SUCCESS:
             continue
-        if run is None or run.is_finished or _is_stale(needed, run, now):
+        if run is None or run.is_finished or _is_given_up(needed, run, now):
             run = start(name, tuple(awaited))
         # One that is ignored, because it succeeded not long ago, has ended.
         if not run.is_finished:
@@ -175,8 +175,13 @@ def written_together(write: Callable[[], Written]) -> Written:
     raise AssertionError("unreachable")
 
 
-def _is_stale(task: ModelTask, run: TaskRunRecord, now: datetime) -> bool:
-    """Tell whether an unfinished run no longer keeps others from running."""
+def _is_given_up(task: ModelTask, run: TaskRunRecord, now: datetime) -> bool:
+    """Tell whether an unfinished run no longer keeps others from running.
+
+    It is stale, or the broker did not take it.
+    """
     if not unique.is_unique(task):
         return False
+    if run.active_key is None:
+        return run.state == State.UNSENT
     return unique.is_stale(run, unique.stale_after(task, unique.NOTHING_OWN, {}), now)

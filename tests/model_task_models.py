@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -84,6 +85,7 @@ class Report(Archivable, Titled):
         if self.title == f"{text} fails":
             raise ValueError(f"There is no {text}.")
         if self.folder:
+            sys.stdout.write(f"{text}\n")
             with (Path(self.folder) / "notes").open("a") as notes:
                 notes.write(f"{text}\n")
         return text

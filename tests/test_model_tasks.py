@@ -492,10 +492,21 @@ def test_however_its_key_is_written_an_object_is_the_same(report):
     assert report.load.task.apply_async(kwargs={"object": report.pk}).id == run.task_id
 
 
-def test_a_run_that_has_been_silent_for_a_week_keeps_no_other_from_running(report):
+LONG_AGO = timezone.now() - timedelta(days=8)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"created_at": LONG_AGO, "claimed_at": LONG_AGO},
+        # As a publish leaves it that fails.
+        {"active_key": None, "claimed_at": None, "publish_error": "The broker is away."},
+    ],
+    ids=["silent for a week", "not sent"],
+)
+def test_a_run_that_keeps_no_other_from_running_is_not_waited_for(report, fields):
     run = report.load.run()
-    before = timezone.now() - timedelta(days=8)
-    TaskRunRecord.objects.filter(pk=run.pk).update(created_at=before, claimed_at=before)
+    TaskRunRecord.objects.filter(pk=run.pk).update(**fields)
 
     waiting = report.verify.run()
 
@@ -935,12 +946,10 @@ def test_a_worker_runs_the_method_and_all_that_it_depends_on_in_order(worker, tm
     dispatched_until(lambda: not report.build.is_processing())
 
     run.refresh_from_db()
-    assert (tmp_path / "notes").read_text().splitlines() == [
-        "load",
-        "verify",
-        f"build 3 True Month {run.task_id}",
-    ]
+    lines = ["load", "verify", f"build 3 True Month {run.task_id}"]
     assert run.state == State.SUCCESS
+    assert (tmp_path / "notes").read_text().splitlines() == lines
+    assert run.complete_output().splitlines() == lines
 
 
 def test_a_worker_skips_what_waits_for_a_task_that_fails(worker, tmp_path):
