@@ -17,7 +17,7 @@ from celery_admin_runner.base import DjangoTask, Invocation
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import signature_of, wire_of
 from celery_admin_runner.contexts import PlainContext
-from celery_admin_runner.headers import DATABASE_HEADER
+from celery_admin_runner.headers import DATABASE_HEADER, marks_run
 from celery_admin_runner.model_keys import with_model_keys
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.parameters import Signature, read_signature
@@ -113,6 +113,9 @@ class ModelTask(DjangoTask):
             kwargs = {**kwargs, OBJECT: key}
         else:
             raise TypeError(f"{self.name} needs the primary key of an object.")
+        if task_id and marks_run(options.get("headers"), task_id):
+            # The message of a run: its row knows more.
+            return super()._invocation(args, kwargs, task_id, options)
         given = options.get("run_context")
         context = PlainContext() if given is None else PlainContext.of(given)
         if not context.model:

@@ -780,7 +780,7 @@ def _about(obj: models.Model | None) -> dict[str, Any]:
         return {}
     # Not ``run.obj = obj``, which would move the run to the object's database.
     kinds = ContentType.objects.db_manager(_database())
-    return {"content_type_id": kinds.get_for_model(obj).pk, "object_id": obj.pk}
+    return {"content_type_id": kinds.get_for_model(obj).pk, "object_id": str(obj.pk)}
 
 
 def _task_info_of(run: TaskRunRecord) -> TaskInfo:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
+from celery import current_task
 from django.db import models
 
 from celery_admin_runner.model_tasks import model_task
@@ -72,9 +73,9 @@ class Report(Archivable, Titled):
             pages: how many there are.
             cover: whether there is one.
         """
-        run = current_run()
+        run, context = current_run(), current_task.run_context
         assert run is not None
-        return self._note(f"build {pages} {cover} {self.title} {run.task_id}")
+        return self._note(f"build {pages} {cover} {self.title} {run.task_id} {context.reason}")
 
     @model_task(depends_on=["load", "archive"])
     def hand_in(self) -> str:

@@ -940,13 +940,13 @@ def dispatched_until(condition: Callable[[], object]) -> None:
 
 def test_a_worker_runs_the_method_and_all_that_it_depends_on_in_order(worker, tmp_path):
     report = Report.objects.create(title="Year", folder=str(tmp_path))
-    run = report.build.run(3, cover=True)
+    run = report.build.run(3, cover=True, reason="asked for")
     Report.objects.filter(pk=report.pk).update(title="Month")
 
     dispatched_until(lambda: not report.build.is_processing())
 
     run.refresh_from_db()
-    lines = ["load", "verify", f"build 3 True Month {run.task_id}"]
+    lines = ["load", "verify", f"build 3 True Month {run.task_id} asked for"]
     assert run.state == State.SUCCESS
     assert (tmp_path / "notes").read_text().splitlines() == lines
     assert run.complete_output().splitlines() == lines
