@@ -12,7 +12,9 @@ from celery_admin_runner.exceptions import NotSent
 
 #: The state of a call whose transaction is not committed yet, or that could not be sent then.
 UNSENT = "UNSENT"
-#: The state of a call whose transaction, or savepoint, was rolled back: it is never sent.
+#: The state of a call whose transaction, or savepoint, was rolled back: it is never sent. So it
+#: is too where it was committed, and another hook of the commit failed first: Django 5.2 then
+#: calls none of the later ones. A row is left then, UNSENT.
 ROLLED_BACK = "ROLLED_BACK"
 
 
@@ -66,7 +68,10 @@ class OnCommitResult(AsyncResult):  # type: ignore[misc]
 
     def _refuse(self) -> NoReturn:
         if self._is_rolled_back():
-            raise NotSent("The transaction was rolled back, and the call with it.")
+            raise NotSent(
+                "The call is never sent: its transaction was rolled back, or another hook of the "
+                "commit failed before."
+            )
         if self._is_committed:
             raise NotSent("The call could not be sent when the transaction was committed.")
         raise NotSent("The call is sent when the transaction is committed: ask for it then.")
