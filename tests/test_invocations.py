@@ -441,6 +441,25 @@ def test_only_runs_of_the_journal_can_be_waited_for():
     assert not TaskRunRecord.objects.exists()
 
 
+@ON_COMMIT
+@pytest.mark.parametrize("options", [{}, {"countdown": HOUR}], ids=["now", "delayed"])
+def test_a_call_that_comes_second_by_a_hair_joins(options):
+    key = unique.key_of(once, [1], {})
+    faster = []
+
+    def be_faster(execute, sql, params, many, context):
+        if sql.startswith("INSERT") and not faster:
+            faster.append(True)
+            faster[:] = [make_run(state=State.PENDING, unique_key=key, active_key=key)]
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(be_faster), messages_sent() as sent:
+        result = once.apply_async([1], **options)
+
+    assert (result.id, sent) == (faster[0].task_id, [])
+    assert TaskRunRecord.objects.filter(unique_key=key).count() == 1
+
+
 def test_a_window_that_opens_while_the_key_is_taken_counts():
     key = unique.key_of(told, [1], {})
     opened = []

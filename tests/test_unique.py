@@ -367,14 +367,13 @@ def test_a_call_may_take_another_limit_than_its_task():
 def test_what_is_kept_until_later_is_not_stale(configure):
     configure(SCHEDULE_ETA=True)
     first = once.apply_async([1], countdown=HOUR)
-    TaskRunRecord.objects.update(created_at=timezone.now() - timedelta(days=9))
-    TaskRunRecord.objects.update(eta=timezone.now() - timedelta(days=8))
+    long_ago = timezone.now() - timedelta(days=9)
+    TaskRunRecord.objects.update(created_at=long_ago, eta=long_ago, due_at=long_ago)
 
     assert once.delay(1).id == first.id
 
     # A dispatcher that has died took it.
-    TaskRunRecord.objects.update(claimed_at=timezone.now() - timedelta(days=1))
-    TaskRunRecord.objects.update(due_at=timezone.now() - timedelta(days=1))
+    TaskRunRecord.objects.update(claimed_at=long_ago)
     assert once.delay(1).id != first.id
 
 
