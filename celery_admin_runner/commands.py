@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -87,6 +88,8 @@ class CommandTask(DjangoTask):
     typing = False
     #: Output is kept for runs that have a row.
     track = True
+    #: Of a unique command that says nothing itself. Long, for long runs; each end frees its key.
+    stale_time_limit: timedelta | float | None = timedelta(weeks=1)
     #: The command's name.
     command = ""
 

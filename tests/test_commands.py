@@ -21,7 +21,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from celery_admin_runner import commands
+from celery_admin_runner import commands, unique
 from celery_admin_runner.calls import prepare_call, signature_of
 from celery_admin_runner.commands import (
     CommandTask,
@@ -83,6 +83,12 @@ def test_a_command_that_is_named_is_a_task() -> None:
     assert isinstance(task, CommandTask)
     assert task.unique is True
     assert task.stale_time_limit == 60
+
+
+def test_a_unique_command_needs_no_limit_of_its_own() -> None:
+    limit = unique.stale_after(command_task("try_ending"), unique.NOTHING_OWN, {})
+
+    assert limit == timedelta(weeks=1)
 
 
 @pytest.mark.parametrize("name", ["try_ending", "tests.try_ending"])
