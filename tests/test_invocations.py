@@ -21,7 +21,12 @@ from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.contexts import RunContext
 from celery_admin_runner.dispatcher import Dispatcher
 from celery_admin_runner.exceptions import AlreadyActive, InvalidArguments
-from celery_admin_runner.headers import CONTEXT_HEADER, MASKED_KWARGS_HEADER, RUN_HEADER
+from celery_admin_runner.headers import (
+    CONTEXT_HEADER,
+    MASKED_KWARGS_HEADER,
+    PERIODIC_HEADER,
+    RUN_HEADER,
+)
 from celery_admin_runner.models import OpenDependency, Source, TaskRunRecord
 from celery_admin_runner.redaction import MASK
 from celery_admin_runner.runner import TaskRunner
@@ -278,16 +283,16 @@ def test_a_user_of_the_transaction_is_in_the_row_after_it():
 
 
 def test_beat_joins_what_is_active():
-    app.conf.beat_schedule = {}
     scheduler = Scheduler(app, lazy=True)
-    entry = ScheduleEntry(
-        "each", once.name, schedule=schedule(1), args=(7,), kwargs={}, options={}, app=app
-    )
+    call = {"args": (7,), "kwargs": {}, "options": {"headers": {PERIODIC_HEADER: "each"}}}
+    entry = ScheduleEntry("each", once.name, schedule=schedule(1), **call, app=app)
 
     results = [scheduler.apply_async(entry, advance=False) for _ in range(2)]
 
     assert results[0].id == results[1].id
-    assert TaskRunRecord.objects.count() == 1
+    run = TaskRunRecord.objects.get()
+    assert (run.source, run.periodic_task_name) == (Source.PERIODIC, "each")
+    assert PERIODIC_HEADER not in run.options.get("headers", {})
 
 
 @pytest.fixture
