@@ -104,7 +104,7 @@ class ModelTask(DjangoTask):
     def _invocation(
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
     ) -> Invocation:
-        """Add which object the call is about."""
+        """Say that the call is about the object, whatever its caller says."""
         if args:
             key = self.key_of(args[0])
             args = (key, *args[1:])
@@ -118,10 +118,9 @@ class ModelTask(DjangoTask):
             return super()._invocation(args, kwargs, task_id, options)
         given = options.get("run_context")
         context = PlainContext() if given is None else PlainContext.of(given)
-        if not context.model:
-            concrete = self.model._meta.concrete_model or self.model
-            about = {"model": concrete._meta.label_lower, "object_id": str(key)}
-            options["run_context"] = replace(context, **about)
+        concrete = self.model._meta.concrete_model or self.model
+        about = {"model": concrete._meta.label_lower, "object_id": str(key)}
+        options["run_context"] = replace(context, **about)
         return super()._invocation(args, kwargs, task_id, options)
 
 

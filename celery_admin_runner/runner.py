@@ -482,7 +482,7 @@ class TaskRunner:
         if not isinstance(task, ModelTask):
             return enter(depends_on=depends_on, **fields)
         obj = task.object_in(call.args, call.kwargs)
-        fields = {**_about(obj), **fields}
+        fields = {**fields, **_about(obj)}
         if same.success is not None or not task.needs:
             return enter(depends_on=depends_on, **fields)
 

@@ -167,3 +167,7 @@ class Coin(Titled):
     @model_task(unique=False)
     def spend(self) -> None:
         """Give it away."""
+
+    @model_task(unique=False, depends_on="spend")
+    def miss(self) -> None:
+        """Wish that it were here."""

@@ -398,6 +398,16 @@ def test_who_asks_may_say_so(report):
     assert (run.run_by, run.label, run.reason, run.obj) == (user, "Yearly", "asked for", report)
 
 
+def test_a_run_of_a_model_task_is_about_its_object_whatever_its_caller_says(report):
+    other = Report.objects.create(title="Other")
+
+    report.load.apply_async(run_context=RunContext(obj=other, label="Yearly"))
+    run = TaskRunner().run(report.shout.task.name, [report.pk], obj=other)
+
+    assert (report.load.current().obj, report.load.current().label) == (report, "Yearly")
+    assert run.obj == report
+
+
 def _saved_and_deleted() -> Report:
     report = Report.objects.create(title="Gone")
     report.delete()
@@ -700,6 +710,15 @@ def test_what_is_active_is_joined(report):
 
     assert list(run.depends_on.all()) == [load]
     assert len(all_runs()) == 2
+
+
+def test_what_is_not_unique_is_joined_too_and_runs_as_often_as_it_is_called(db):
+    coin = Coin.objects.create(title="Euro", code="EUR")
+
+    coin.miss.run()
+    coin.miss.delay()
+
+    assert [name for name, _, _ in all_runs()] == ["spend", "miss", "miss"]
 
 
 def test_a_second_call_changes_nothing_of_the_first(report):
