@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Barrier
 
 import pytest
 from celery.result import AsyncResult
@@ -314,6 +316,25 @@ def test_of_two_unique_calls_in_a_transaction_one_runs(unique_double):
     assert states == [State.PENDING, State.IGNORED]
 
 
+def test_of_many_unique_calls_at_once_one_runs(unique_double):
+    start = Barrier(8, timeout=60)
+
+    def call(number):
+        try:
+            start.wait()
+            with transaction.atomic():
+                return unique_double.delay_on_commit()
+        finally:
+            connections.close_all()
+
+    with messages_sent() as sent, ThreadPoolExecutor(8) as threads:
+        followed = {handle.id for handle in threads.map(call, range(8))}
+
+    assert [message["headers"]["id"] for message in sent] == list(followed)
+    states = TaskRunRecord.objects.values_list("state", flat=True)
+    assert sorted(states) == [State.IGNORED] * 7 + [State.PENDING]
+
+
 def test_a_unique_call_that_could_not_be_sent_does_not_keep_its_key(unique_double, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(app.amqp, "send_task_message", broken)
@@ -421,10 +442,12 @@ def test_the_context_of_an_unsaved_user_is_an_error_before_anything_is_written()
 
 
 @pytest.fixture
-def other():
+def other(tmp_path):
     """Another database than that of the journal."""
     settings = {**connections["default"].settings_dict}
-    settings |= {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    # Not in memory: Django keeps that open.
+    name = str(tmp_path / "other.sqlite3")
+    settings |= {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": {}}
     wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, "other")
     connections["other"] = wrapper
     yield "other"
