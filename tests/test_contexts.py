@@ -139,6 +139,15 @@ def test_the_later_links_of_a_chain_know_their_contexts(worker):
     assert {run.run_by for run in runs} == {context.user for context in contexts}
 
 
+def test_the_context_of_a_whole_chain_is_that_of_its_first_task(context, values):
+    with messages_sent() as sent:
+        chain(tell_context.si(), tell_context.si()).apply_async(run_context=context)
+
+    [message] = sent
+    assert message["headers"][CONTEXT_HEADER] == values
+    assert "run_context" not in message["body"][2]["chain"][0]["options"]
+
+
 def test_a_callback_and_the_body_of_a_chord_know_their_contexts(context, values):
     later = tell_context.si().set(run_context=context)
     with messages_sent() as sent, using_backend("cache+memory://"):
