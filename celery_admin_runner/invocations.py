@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from celery import current_app
 from celery.result import AsyncResult, EagerResult
-from django.db import IntegrityError
+from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
 from celery_admin_runner import holding, ignoring, publishing, tracking, unique
@@ -294,7 +294,12 @@ def _write(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
 
 
 def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -> bool:
-    using = database()
+    using, caller = database(), str(router.db_for_write(TaskRunRecord))
+    if using != caller and connections[caller].in_atomic_block:
+        # A run of the caller's own transaction, for whose commit we would wait in vain.
+        holder = unique.holder_of(str(run.active_key), caller)
+        if holder is not None and not unique.is_stale(holder, limit, now):
+            raise unique.KeyTaken(holder)
     insert = partial(run.save, force_insert=True, using=using)
     try:
         unique.take(

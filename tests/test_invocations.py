@@ -272,6 +272,25 @@ def test_a_rollback_takes_neither_the_row_nor_the_key():
 
 
 @ON_COMMIT
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_call_joins_a_run_of_its_own_transaction(is_kept):
+    # MariaDB locks the gap beside a key that it has deleted and not forgotten yet.
+    call = [str(uuid4())]
+
+    with transaction.atomic(), messages_sent() as sent:
+        if is_kept:
+            first = once.apply_async(call, countdown=HOUR).id
+        else:
+            first = TaskRunner().run(once.name, call).task_id
+        second = once.delay(*call)
+        member = once.apply_async(call, task_id=str(uuid4()))
+
+    assert second.id == first != member.id
+    assert [message["headers"]["id"] for message in sent] == [member.id]
+    assert TaskRunRecord.objects.count() == 2
+
+
+@ON_COMMIT
 def test_a_user_of_the_transaction_is_in_the_row_after_it():
     with transaction.atomic():
         user = make_user()
