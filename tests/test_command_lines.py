@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from datetime import date
 from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,6 +224,63 @@ def test_values_extend_a_list_as_many_at_once_as_the_option_takes() -> None:
     assert parsed(define, box=[])["box"] is None
 
 
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ({"name": "--hidden=x", "rest": ["y"]}, "name"),
+        ({"name": "x", "rest": ["--hidden=x"]}, None),
+    ],
+)
+def test_no_value_before_the_rest_of_the_line_is_an_option(
+    values: dict[str, Any], refused: str | None
+) -> None:
+    def define(parser: CommandParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("rest", nargs=argparse.REMAINDER)
+        parser.add_argument("--hidden", help=argparse.SUPPRESS)
+
+    assert list(line_of(define).problems(values)) == [name for name in [refused] if name]
+    if refused is None:
+        assert parsed(define, **values)["hidden"] is None
+
+
+def test_the_rest_of_the_line_begins_with_no_option() -> None:
+    def define(parser: CommandParser) -> None:
+        parser.add_argument("rest", nargs=argparse.REMAINDER)
+
+    [text] = line_of(define).problems({"rest": ["--force-color"]})["rest"]
+
+    assert text == "It can't begin with a dash: the command would take it for an option."
+    assert line_of(define).problems({"rest": ["x", "--force-color"]}) == {}
+
+
+def test_no_value_names_a_file_with_more_words() -> None:
+    class Command(BaseCommand):
+        def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
+            return super().create_parser(*args, fromfile_prefix_chars="@", **kwargs)
+
+        def add_arguments(self, parser: CommandParser) -> None:
+            parser.add_argument("name")
+            parser.add_argument("--tags", nargs="*")
+            parser.add_argument("--tag")
+
+    line = read_command_line(Command(), "try")
+
+    found = line.problems({"name": "@/etc/passwd", "tags": ["a", "@/etc/passwd"], "tag": "@a"})
+
+    assert sorted(found) == ["name", "tags"]
+    assert "would read a file" in found["name"][0]
+
+
+def test_a_short_option_is_not_smuggled_in_with_a_space() -> None:
+    def define(parser: CommandParser) -> None:
+        parser.add_argument("--names", nargs="+")
+        parser.add_argument("-x", dest="hidden", help=argparse.SUPPRESS)
+
+    with pytest.raises(DashedValue):
+        line_of(define).words({"names": ["a", "-x of another"]})
+
+
 @pytest.mark.parametrize("value", ["-x", "--long", "-x=1 2"])
 def test_argparse_cannot_be_given_several_values_with_a_dash(value: str) -> None:
     def define(parser: CommandParser) -> None:
@@ -350,6 +409,14 @@ def test_a_group_of_which_one_is_hidden_asks_for_nothing() -> None:
         group.add_argument("--name")
 
     assert line_of(define).problems({}) == {}
+
+
+@pytest.mark.parametrize("opener", [open, partial(open, mode="w"), argparse.FileType("w")])
+def test_no_file_is_opened_to_look_at_a_value(opener: Any, tmp_path: Path) -> None:
+    found = only(lambda parser: parser.add_argument("log", type=opener))
+
+    assert found.adapter.validate_python(str(tmp_path / "log")) == str(tmp_path / "log")
+    assert not list(tmp_path.iterdir())
 
 
 def test_sentences_are_in_the_language_of_the_reader() -> None:

@@ -42,8 +42,30 @@ _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 _PLAIN = (str, int, bool)
 
 
-class DashedValue(ValueError):
-    """argparse would take a value for the name of an option."""
+class RefusedValue(ValueError):
+    """argparse would take a value for something else; ``text`` says for what, to people."""
+
+    text: Any = ""
+
+
+class DashedValue(RefusedValue):
+    """argparse would take one of several values for the name of an option."""
+
+    text = gettext_lazy("Of several values none can begin with a dash.")
+
+
+class DashedPosition(RefusedValue):
+    """argparse would take a positional value for the name of an option."""
+
+    text = gettext_lazy("It can't begin with a dash: the command would take it for an option.")
+
+
+class FileOfWords(RefusedValue):
+    """argparse would read words from the file that a value names (``fromfile_prefix_chars``)."""
+
+    text = gettext_lazy(
+        "It can't begin with this character: the command would read a file of that name."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +224,35 @@ def _value(parser: ArgumentParser, action: Action, name: str) -> Input:
 
 
 def _words(parser: ArgumentParser, action: Action, values: Iterable[Any]) -> list[str]:
-    """Return the words by which an action gets these values; raises DashedValue."""
+    """Return the words by which an action gets these values; raises RefusedValue."""
     is_bool = kind_of(action) is bool
     texts = [("True" if value else "") if is_bool else str(value) for value in values]
-    if not action.option_strings:
-        return texts
-    if len(texts) == 1:
+    if action.option_strings and len(texts) == 1:
         return [f"{option_of(action)}={texts[0]}"]
+    if any(text.startswith(tuple(parser.fromfile_prefix_chars or ())) for text in texts):
+        # Whoever may run the command may not read each file of the worker's by that.
+        raise FileOfWords
+    if not action.option_strings:
+        if any(_looks_like_option(parser, text) for text in _bare(parser, action, texts)):
+            raise DashedPosition
+        return texts
     if any(_looks_like_option(parser, text) for text in texts):
         raise DashedValue
     return [option_of(action), *texts]
+
+
+def _bare(parser: ArgumentParser, action: Action, texts: list[str]) -> list[str]:
+    """Return those of a positional argument's words that argparse looks at as at any others.
+
+    A ``--`` before them tells it that they are no options, but not where the rest of the line
+    is an argument, to which the ``--`` would belong.
+    """
+    positional = parser._get_positional_actions()
+    if not any(item.nargs == argparse.REMAINDER for item in positional):
+        return []
+    if action.nargs != argparse.REMAINDER:
+        return texts
+    return texts[:1] if action is positional[0] else []
 
 
 def _looks_like_option(parser: ArgumentParser, text: str) -> bool:
@@ -220,7 +261,8 @@ def _looks_like_option(parser: ArgumentParser, text: str) -> bool:
         return False
     if _NEGATIVE_NUMBER.fullmatch(text) and not parser._has_negative_number_optionals:
         return False
-    return " " not in text or "=" in text
+    # ``-x some text`` is the option ``-x`` with a value.
+    return " " not in text or "=" in text or text[:2] in parser._option_string_actions
 
 
 def _parameter(

@@ -14,8 +14,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from celery_admin_runner.command_lines.inputs import (
-    DashedValue,
     Input,
+    RefusedValue,
     constants_input,
     input_of,
     is_plain_constant,
@@ -114,8 +114,8 @@ class CommandLine:
             if name in values:
                 try:
                     words[name] = item.words(values[name])
-                except DashedValue:
-                    found[name] = [_("Of several values none can begin with a dash.")]
+                except RefusedValue as error:
+                    found[name] = [str(error.text)]
         for group in self.groups:
             names = [item.parameter.name for item in group.inputs]
             given = [name for name in names if words.get(name)]

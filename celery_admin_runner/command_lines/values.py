@@ -105,7 +105,8 @@ def kind_of(action: Action) -> Any:
 
 def is_file(action: Action) -> bool:
     """Tell whether argparse would open a file: that is for the worker alone to do."""
-    return isinstance(action.type, argparse.FileType) or action.type is open
+    kind: Any = getattr(action.type, "func", action.type)
+    return isinstance(kind, argparse.FileType) or kind is open
 
 
 def _choice(action: Action) -> Any:
