@@ -345,6 +345,23 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         super().on_success(retval, task_id, args, kwargs)
         self.on_task_success(task_id, args, kwargs, retval)
 
+    def route(self, options: dict[str, Any]) -> None:
+        """Name the queue of a call, and fill in what the queue has for it.
+
+        Of the two time limits neither, if the task or the call states one: together they might
+        contradict each other.
+        """
+        queue = options.get("queue", self.queue)
+        if queue is None:
+            return
+        options["queue"] = queue.value if isinstance(queue, TaskQueue) else queue
+        defaults = default_options(queue)
+        if defaults:
+            stated = self._stated | options.keys()
+            if stated & _LIMITS:
+                stated |= _LIMITS
+            options |= {name: value for name, value in defaults.items() if name not in stated}
+
     def is_processing(self, args: Any = None, kwargs: Any = None) -> bool:
         """Tell whether the same call of this unique task is active: another would join it.
 
@@ -446,7 +463,7 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
     def _invocation(
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
     ) -> Invocation:
-        self._route(options)
+        self.route(options)
         return Invocation(
             task=self,
             args=args or (),
@@ -456,23 +473,6 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
             own=_taken(options),
             options=options,
         )
-
-    def _route(self, options: dict[str, Any]) -> None:
-        """Name the queue of a call, and fill in what the queue has for it.
-
-        Of the two time limits neither, if the task or the call states one: together they might
-        contradict each other.
-        """
-        queue = options.get("queue", self.queue)
-        if queue is None:
-            return
-        options["queue"] = queue.value if isinstance(queue, TaskQueue) else queue
-        defaults = default_options(queue)
-        if defaults:
-            stated = self._stated | options.keys()
-            if stated & _LIMITS:
-                stated |= _LIMITS
-            options |= {name: value for name, value in defaults.items() if name not in stated}
 
     def _tell_of(self, invocation: Invocation) -> None:
         if type(self).on_invocation_apply is not DjangoTask.on_invocation_apply:

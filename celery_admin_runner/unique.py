@@ -183,14 +183,16 @@ def stale_after(task: DjangoTask, own: OwnOptions, options: Mapping[str, Any]) -
     """Return after how long a unique run no longer keeps others from running.
 
     That of the call, of the task, or UNIQUE_STALE_AFTER; else no run of this call can last
-    longer, by its hard time limit, its wait in a queue and its retries. Raises
-    ImproperlyConfigured, which says what is missing, if nothing tells.
+    longer, by its hard time limit, its wait in a queue and its retries, of which a TaskQueue
+    may tell too. Raises ImproperlyConfigured, which says what is missing, if nothing tells.
     """
     for given in (own.stale_time_limit, task.stale_time_limit, settings.UNIQUE_STALE_AFTER):
         if given is not None:
             return given if isinstance(given, timedelta) else timedelta(seconds=given)
-    limit = _option(task, options, "time_limit", task.app.conf.task_time_limit)
-    wait = _seconds(_option(task, options, "expires"))
+    routed = dict(options)
+    task.route(routed)
+    limit = _option(task, routed, "time_limit", task.app.conf.task_time_limit)
+    wait = _seconds(_option(task, routed, "expires"))
     needed = {"time_limit": limit, "expires": wait, "max_retries": task.max_retries}
     missing = [name for name, value in needed.items() if value is None]
     if missing or limit is None or wait is None or task.max_retries is None:

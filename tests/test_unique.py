@@ -27,6 +27,7 @@ from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
 from tests.celery_app import app
+from tests.hook_tasks import Queue
 from tests.publishes import messages_sent
 from tests.unique_tasks import (
     Place,
@@ -309,6 +310,22 @@ def test_the_time_limit_of_the_app_counts_too(monkeypatch):
     monkeypatch.setitem(app.conf, "task_time_limit", 30)
 
     assert stale_after(expires=1, max_retries=0) == 31
+
+
+@pytest.mark.django_db
+def test_what_the_queue_says_of_the_limits_counts_too():
+    assert stale_after(queue=Queue.FAST, max_retries=0) == 600 + 30
+    assert stale_after(options={"queue": "hooks-fast"}, max_retries=0, expires=1) == 1 + 30
+    with pytest.raises(ImproperlyConfigured, match=r"lacks time_limit\."):
+        stale_after(queue=Queue.FAST, soft_time_limit=9)
+
+    @shared_task(base=DjangoTask, unique=True, queue=Queue.FAST, name=f"tests.unique.{uuid4()}")
+    def task():
+        """Have the limits of its queue."""
+
+    run = TaskRunner().run(task.name)
+    assert task.is_processing()
+    assert task.delay().id == run.task_id
 
 
 @pytest.mark.parametrize(
