@@ -12,6 +12,7 @@ from uuid import uuid4
 import celery
 import pytest
 from celery import Celery
+from celery.contrib.django.task import DjangoTask as CeleryDjangoTask
 from celery.exceptions import MaxRetriesExceededError, Retry, TimeoutError
 from celery.utils.time import maybe_iso8601
 from django.conf import settings
@@ -446,6 +447,10 @@ def test_tasks_can_be_defined_before_django_is_ready(tmp_path, monkeypatch, modu
 
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+def test_what_celerys_own_task_for_django_has_this_one_has():
+    assert issubclass(DjangoTask, CeleryDjangoTask)
 
 
 def test_a_whole_app_can_be_of_django_tasks():

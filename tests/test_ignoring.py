@@ -99,6 +99,17 @@ def test_a_body_may_ask_for_the_window(eager):
     assert run.ignore_until - run.finished_at == timedelta(seconds=10)
 
 
+def test_a_body_that_asked_and_then_fails_opens_no_window(eager):
+    @shared_task(base=DjangoTask, bind=True, ignore_task_timedelta=HOUR, name=f"tests.i.{uuid4()}")
+    def task(self):
+        """Be glad too soon."""
+        self.set_ignore_task()
+        raise ValueError("no")
+
+    assert [task.delay().state for _ in range(2)] == ["FAILURE", "FAILURE"]
+    assert not TaskRunRecord.objects.exclude(ignore_until=None).exists()
+
+
 def test_a_body_that_asks_in_vain_is_told(eager):
     result = ask_in_vain.delay()
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from celery import shared_task
 from celery.beat import ScheduleEntry, Scheduler
+from celery.exceptions import TimeoutError
 from celery.schedules import schedule
 from django.db import DatabaseError, connection, transaction
 from django.db import utils as database_errors
@@ -73,6 +74,9 @@ class Told(DjangoTask):
 
     def on_invocation_ignored(self, invocation_id, args, kwargs, task_id, options, result):
         TOLD.append(("ignored", invocation_id, task_id, result.id))
+
+    def on_invocation_timeout(self, invocation_id, args, kwargs, task_id, ex, options, result):
+        TOLD.append(("timeout", invocation_id, task_id, result.id))
 
 
 TOLD: list[tuple[object, ...]] = []
@@ -227,6 +231,18 @@ def test_the_hooks_are_told_once_what_became_of_a_call():
     assert second[:1] == ("apply",)
     assert unique == ("unique", second[1], first.id)
     assert second[1] != first.id == joined.id
+
+
+def test_who_waits_in_vain_for_a_run_that_was_joined_is_told_which():
+    first = told.delay(1)
+    TOLD.clear()
+
+    with pytest.raises(TimeoutError):
+        told.apply_async_and_get_result([1], timeout=0)
+
+    [apply, unique_, timeout] = TOLD
+    assert unique_ == ("unique", apply[1], first.id)
+    assert timeout == ("timeout", apply[1], first.id, first.id)
 
 
 @ON_COMMIT
