@@ -22,6 +22,7 @@ from celery_admin_runner.dependencies import SKIPPED
 from celery_admin_runner.models import NOT_CONFIRMED, TaskRunRecord
 from celery_admin_runner.states import State
 from tests.factories import make_run, make_superuser
+from tests.models import Report
 
 LOCALE = Path(apps.get_app_config("celery_admin_runner").path) / "locale"
 CATALOGUES = sorted(LOCALE.glob("*/LC_MESSAGES/django.po"))
@@ -374,3 +375,21 @@ def test_the_journal_of_what_is_due_is_german(german_client: Client) -> None:
         "Ausgewählte geplante Läufe sofort ausführen",
     ):
         assert text in html
+
+
+@pytest.mark.django_db
+@pytest.mark.urls("tests.test_admin_history")
+def test_the_pages_of_an_object_are_german(german_client: Client) -> None:
+    report = Report.objects.create(title="Juni")
+    build = "tests.model_task_models.Report.build"
+    chosen = {"action": "run_task_for_selected", "_selected_action": report.pk}
+
+    runs = german_client.get(reverse("shop:tests_report_runs", args=[report.pk])).text
+    asked = german_client.get(reverse("shop:tests_report_run_task", args=[report.pk, build])).text
+    address = reverse("shop:tests_report_changelist")
+    selected = german_client.post(address, chosen, follow=True).text
+
+    assert "<h1>Läufe</h1>" in runs
+    assert "Zu diesem Objekt gibt es noch keinen Lauf, den Sie sehen können." in runs
+    assert "Davor werden ausgeführt, wenn sie nicht schon erfolgreich waren: Load" in asked
+    assert "Welche Aufgabe möchten Sie für dieses Objekt ausführen?" in selected
