@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
+from time import monotonic
 from typing import Any
 
 from celery import shared_task
@@ -22,11 +23,11 @@ from django.core.management import (
 )
 from kombu.utils.json import dumps
 
+from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import prepare_call
 from celery_admin_runner.command_lines.reading import CommandLine, read_command_line, unreadable
-from celery_admin_runner.command_lines.values import BROKEN
 from celery_admin_runner.conf import settings
 from celery_admin_runner.exceptions import CommandNotConfigured, InvalidArguments
 from celery_admin_runner.parameters import Signature
@@ -37,6 +38,12 @@ from celery_admin_runner.unattended import no_input
 PREFIX = "command."
 #: Options of a task that are not COMMAND_TASKS' to say.
 RESERVED = frozenset({"app", "base", "bind", "command", "name", "run"})
+#: What was read of a command is true for so long: its parser may list what is in the database,
+#: or say by default what day it is.
+FRESH_SECONDS = 5.0
+#: The label of Django's own commands. Many a project has an app called "core": its pattern
+#: is not to make a task of ``flush``.
+DJANGO = "django"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ class KnownCommand:
     """A command that Django finds; nothing of it is imported for this."""
 
     name: str
-    #: The label of its app; "core" for Django's own.
+    #: The label of its app; "django" for Django's own.
     label: str
     #: The options of its task; None: it is none.
     options: Mapping[str, Any] | None = field(default=None, compare=False)
@@ -160,6 +167,7 @@ def known_commands() -> Iterator[KnownCommand]:
         # What is no mapping is told by a check; without commands none is looked for.
         return
     labels = {config.name: config.label for config in apps.get_app_configs()}
+    labels["django.core"] = DJANGO
     for name, app_name in sorted(get_commands().items()):
         command = KnownCommand(name=name, label=_label(app_name, labels))
         options = next((patterns[key] for key in patterns if command.matches(key)), None)
@@ -207,21 +215,30 @@ def _code_of(command: KnownCommand) -> Callable[..., None]:
     return run
 
 
-#: What was read of a command; one that could not be read is tried again.
-_lines: dict[str, CommandLine] = {}
+#: What was read of a command, and when; one that could not be read is tried again.
+_lines: dict[str, tuple[float, CommandLine]] = {}
 
 
 def _line_of(name: str) -> CommandLine:
     """Return what a command can be given; never raises."""
-    if name not in _lines:
-        try:
-            app_name: Any = get_commands()[name]
-            is_loaded = isinstance(app_name, BaseCommand)
-            command = app_name if is_loaded else load_command_class(app_name, name)
-            _lines[name] = read_command_line(command, name)
-        except BROKEN as error:
-            return unreadable(error)
-    return _lines[name]
+    known = _lines.get(name)
+    if known is not None and monotonic() - known[0] < FRESH_SECONDS:
+        return known[1]
+    attempt = Attempt()
+    try:
+        with attempt:
+            _lines[name] = monotonic(), _read(name)
+    except SystemExit as error:
+        # It would end the web server, not only the command.
+        return unreadable(error)
+    return _lines[name][1] if attempt.error is None else unreadable(attempt.error)
+
+
+def _read(name: str) -> CommandLine:
+    """Read what a command can be given; raises whatever its code raises."""
+    app_name: Any = get_commands()[name]
+    is_loaded = isinstance(app_name, BaseCommand)
+    return read_command_line(app_name if is_loaded else load_command_class(app_name, name), name)
 
 
 def _tell_exit(error: SystemExit) -> None:

@@ -288,7 +288,7 @@ def test_dispatch_names_one_of_three(settings):
 
 
 def test_good_commands_are_silent(settings):
-    good = {"clearsessions": {"unique": True}, "core.sql*": {}, "*": {}}
+    good = {"clearsessions": {"unique": True}, "django.sql*": {}, "*": {}}
 
     assert messages(settings, {**GOOD, "COMMAND_TASKS": good}) == []
 

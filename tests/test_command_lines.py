@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.core.management import BaseCommand, CommandParser
-from django.utils.translation import override
+from django.utils.translation import gettext_lazy, override
 
 from celery_admin_runner.command_lines.inputs import DashedValue
 from celery_admin_runner.command_lines.reading import CommandLine, read_command_line, unreadable
+from celery_admin_runner.command_lines.texts import joined
 from celery_admin_runner.parameters import Default
 from celery_admin_runner.redaction import MASK
 
@@ -336,6 +338,37 @@ def test_choices_that_cannot_be_listed_are_asked(choices: Any, kind: Any, refuse
     assert found.annotation_text == f"{kind.__name__} | None"
     with pytest.raises(ValueError, match="not one of the choices"):
         found.adapter.validate_python(refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ObjectDoesNotExist("nobody"), ": nobody"), (ValidationError("too short"), ": too short")],
+)
+def test_a_type_of_the_projects_own_may_raise_anything(error: Exception, said: str) -> None:
+    def look_up(text: str) -> Any:
+        raise error
+
+    found = only(lambda parser: parser.add_argument("--user", type=look_up, default="admin"))
+
+    assert found.default is Default.COMPUTED
+    with pytest.raises(ValueError, match=said):
+        found.adapter.validate_python("anna")
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        (["Do it", "Default: 3."], "Do it. Default: 3."),
+        (["Do it.", "Default: 3."], "Do it. Default: 3."),
+        (["Do it", "(--it)", "Default: 3."], "Do it (--it). Default: 3."),
+        (["Do it!", "(--it)", "Default: 3."], "Do it! (--it) Default: 3."),
+        (["(--it)", "Default: 3."], "(--it) Default: 3."),
+        (["Do it", ""], "Do it"),
+    ],
+)
+def test_texts_in_a_line_are_sentences(texts: list[str], line: str) -> None:
+    assert joined(texts) == line
+    assert str(joined(map(gettext_lazy, texts[:1]))) == texts[0]
 
 
 def test_dates_to_choose_from_are_texts() -> None:

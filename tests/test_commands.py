@@ -16,7 +16,7 @@ from celery import Celery
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import CommandError, call_command, get_commands
+from django.core.management import CommandError, CommandParser, call_command, get_commands
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -40,6 +40,7 @@ from celery_admin_runner.unattended import Stdin
 from tests.celery_app import app
 from tests.factories import make_user
 from tests.forms import arguments_of, filled, form_of, shown_data
+from tests.management.commands import try_broken
 from tests.waiting import wait_for_state, wait_until
 
 EVERYTHING = "command.tests.try_everything"
@@ -97,13 +98,13 @@ def test_a_pattern_names_commands_of_an_app(name: str) -> None:
 
 
 def test_the_first_key_that_matches_counts(configure: Any) -> None:
-    configure(COMMAND_TASKS={"core.sqlflush": {"priority": 1}, "sql*": {"priority": 2}})
+    configure(COMMAND_TASKS={"django.sqlflush": {"priority": 1}, "sql*": {"priority": 2}})
 
     found = {command.dotted: command.options for command in known_commands()}
 
-    assert found["core.sqlflush"] == {"priority": 1}
-    assert found["core.sqlmigrate"] == {"priority": 2}
-    assert found["core.migrate"] is None
+    assert found["django.sqlflush"] == {"priority": 1}
+    assert found["django.sqlmigrate"] == {"priority": 2}
+    assert found["django.migrate"] is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_task_is_listed_without_an_import_of_its_command(configure: Any) -> No
     task = command_task("sendtestemail")
     info = get_task_info(task.name)
 
-    assert info.summary == "Run the management command sendtestemail of the app core."
+    assert info.summary == "Run the management command sendtestemail of the app django."
     assert module not in sys.modules
     assert signature_of(task).summary.startswith("Sends a test email")
     assert module in sys.modules
@@ -175,6 +176,12 @@ def test_commands_are_runnable_as_other_tasks_are(configure: Any) -> None:
 
 # The form of every command
 
+#: What belongs to a terminal, or to the process in which the command runs.
+HIDDEN = {
+    *("settings", "pythonpath", "traceback", "no_color", "force_color"),
+    *("version", "help", "skip_checks", "interactive"),
+}
+
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("name", sorted(get_commands()))
@@ -188,9 +195,12 @@ def test_each_command_shows_a_form_or_says_why_not(configure: Any, name: str) ->
     if signature.problem:
         assert name in ("try_broken", "try_subcommands")
         return
+    if name in ("changepassword", "dbshell", "runserver", "shell", "testserver"):
+        assert "can't be run as a task" in shown.signature.description
+        return
     assert set(shown.parameters.fields) == {item.name for item in signature.parameters}
     assert str(shown.parameters)
-    assert not {"settings", "traceback", "no_color", "interactive"} & set(signature._by_name)
+    assert not HIDDEN & set(signature._by_name)
     assert_untouched_form_is_valid_or_asks_only_for_what_is_required(task)
 
 
@@ -218,6 +228,55 @@ def test_a_command_with_subcommands_says_so_and_takes_raw_words(capsys: Any) -> 
     call = prepare_call(task, ["open", "door"], {})
     assert call.args == ("open", "door")
     assert capsys.readouterr().out == "open door True False\n"
+
+
+class Unforeseen(Exception):
+    """What only a project knows."""
+
+
+@pytest.mark.parametrize("error", [Unforeseen("no stock"), SystemExit("no stock")])
+def test_a_parser_that_fails_in_whatever_way_ends_no_page(
+    monkeypatch: Any, error: BaseException
+) -> None:
+    def add_arguments(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(try_broken.Command, "add_arguments", add_arguments)
+
+    assert "no stock" in signature_of(command_task("try_broken")).problem
+
+
+def test_a_default_is_not_kept_from_one_day_to_the_next(monkeypatch: Any) -> None:
+    days = iter(["monday", "tuesday", "tuesday"])
+
+    def add_arguments(self: Any, parser: CommandParser) -> None:
+        parser.add_argument("--day", default=next(days))
+
+    monkeypatch.setattr(try_broken.Command, "add_arguments", add_arguments)
+    monkeypatch.setattr(commands, "_lines", {})
+    task = command_task("try_broken")
+    defaults = [signature_of(task)["day"].default, signature_of(task)["day"].default]
+    monkeypatch.setattr(commands, "FRESH_SECONDS", 0)
+
+    assert [*defaults, signature_of(task)["day"].default] == ["monday", "monday", "tuesday"]
+
+
+def test_what_needs_a_terminal_is_refused_by_the_form_and_by_the_worker(configure: Any) -> None:
+    configure(COMMAND_TASKS={"shell": {}})
+    task = command_task("shell")
+
+    form = form_of(task, data=shown_data(form_of(task)))
+
+    assert not form.is_valid()
+    assert "talks to somebody at a terminal" in str(form.errors) + str(form.parameters.errors)
+    with pytest.raises(CommandError, match="can't be run as a task"):
+        task.run()
+
+
+def test_an_app_called_core_has_no_part_in_the_commands_of_django(configure: Any) -> None:
+    configure(COMMAND_TASKS={"core.*": {}})
+
+    assert not any(command.options is not None for command in known_commands())
 
 
 def test_a_command_that_cannot_be_read_says_why() -> None:

@@ -36,6 +36,8 @@ _HIDDEN = frozenset(
         "--skip-checks",
     }
 )
+#: Commands, mostly Django's, that are of no use in a worker, or would never leave it again.
+_ON_TERMINALS = frozenset({"changepassword", "dbshell", "runserver", "shell", "testserver"})
 #: Given to each command that knows it: the output goes to a page, and nobody answers there.
 _ALWAYS = ("--no-color", "--no-input", "--noinput")
 _NO_INPUT = frozenset({"--no-input", "--noinput"})
@@ -64,6 +66,8 @@ class CommandLine:
     always: tuple[str, ...] = ()
     #: The command takes a list of raw words, because no form can show what it takes.
     is_raw: bool = False
+    #: Why the command can't be run as a task at all; "" if it can.
+    refusal: Any = ""
     summary: str = ""
     description: str = ""
     problem: str = ""
@@ -107,6 +111,8 @@ class CommandLine:
 
     def problems(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return what is wrong with values that are valid one by one."""
+        if self.refusal:
+            return {ALL: [str(self.refusal)]}
         found: dict[str, list[str]] = {}
         words: dict[str, list[str]] = {}
         for item in self.inputs:
@@ -146,6 +152,11 @@ def read_command_line(command: BaseCommand, name: str) -> CommandLine:
     """Read what a command can be given from its parser; raises what its code raises."""
     parser = command.create_parser("manage.py", name)
     summary, description = _texts(command, parser)
+    if name in _ON_TERMINALS:
+        text = gettext_lazy(
+            "It can't be run as a task: it talks to somebody at a terminal, or never ends."
+        )
+        return CommandLine(refusal=text, summary=summary, description=cast("str", text))
     always = tuple(_always(parser))
     if _NO_INPUT & set(always):
         text = gettext_lazy("It asks no questions: as a task it always runs with --no-input.")

@@ -14,6 +14,8 @@ from django.utils.translation import gettext_lazy
 
 from celery_admin_runner.redaction import MASK, is_secret_name
 
+#: What ends a sentence, or leads to the next text.
+_ENDS = ".!?:;,…"
 #: So many choices are named in a help text.
 _CHOICES_MAX = 1000
 
@@ -102,8 +104,20 @@ def filled(text: Any, /, **names: str) -> str:
 
 
 def joined(texts: Iterable[Any], separator: str = " ") -> str:
-    """Return the texts as one, in the language in which it is read."""
+    """Return the texts as one, in the language in which it is read; in a line as sentences."""
     listed = [text for text in texts if text]
+    join = _sentences if separator == " " else separator.join
     if all(type(text) is str for text in listed):
-        return separator.join(listed)
-    return lazy(lambda: separator.join(map(str, listed)), str)()
+        return join(listed)
+    return lazy(lambda: join(map(str, listed)), str)()
+
+
+def _sentences(texts: Iterable[str]) -> str:
+    """Return texts in a line, with the full stops that authors of help texts leave out."""
+    line = ""
+    for text in texts:
+        # What stands in brackets at the end is not looked at, nor is it a sentence of its own.
+        said = line.rpartition(" (")[0] if line.endswith(")") else line
+        stop = "." if said and said[-1] not in _ENDS and text[:1] != "(" else ""
+        line = f"{line}{stop} {text}" if line else text
+    return line

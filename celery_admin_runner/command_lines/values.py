@@ -23,6 +23,7 @@ from pydantic import GetCoreSchemaHandler, Secret, SecretStr
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from celery_admin_runner.annotations import union_of
+from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.command_lines.texts import is_secret, name_of
 from celery_admin_runner.parameters import UNREADABLE, Default, Parameter
 from celery_admin_runner.redaction import is_secret_name
@@ -57,6 +58,10 @@ _SECRET: Any = Secret
 _YES_AND_NO = {(bool, True), (bool, False)}
 
 
+class NotConverted(ValueError):
+    """A project's own ``type=`` refuses a text; the message is what it says."""
+
+
 @dataclass(frozen=True)
 class Converted:
     """What stands in ``Annotated`` for a ``type=`` of argparse: a text that it must accept."""
@@ -77,7 +82,7 @@ class Converted:
     def _accepted(self, text: str) -> str:
         try:
             value = converted(self.action, text)
-        except BROKEN as error:
+        except NotConverted as error:
             message = str(error) or name_of(self.action.type)
             raise _refusal(_("This value is not valid: %(error)s") % {"error": message}) from error
         if self.action.choices is not None and value not in self.action.choices:
@@ -153,8 +158,18 @@ def one_of(values: Iterable[Any]) -> Any:
 
 
 def converted(action: Action, text: str) -> Any:
-    """Return what argparse makes of a text; raises what the project's own type raises."""
-    return action.type(text) if callable(action.type) and not is_file(action) else text
+    """Return what argparse makes of a text; raises NotConverted."""
+    if not callable(action.type) or is_file(action):
+        return text
+    attempt, value = Attempt(), None
+    with attempt:
+        # ``lambda name: User.objects.get(username=name)`` may raise anything.
+        value = action.type(text)
+    if attempt.error is not None:
+        error = attempt.error
+        lines = error.messages if isinstance(error, ValidationError) else [str(error)]
+        raise NotConverted(" ".join(lines)) from error
+    return value
 
 
 def wire_of(action: Action, value: Any, annotation: Any) -> Any:

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from django import forms
 from django.contrib.admin import widgets
 from django.core.exceptions import ValidationError
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from pydantic import PydanticUserError
 
 from celery_admin_runner.annotations import Shape, is_class, shape_of
 from celery_admin_runner.calls import is_secret, may_hold_secret, same, wire_of
+from celery_admin_runner.command_lines.texts import joined
 from celery_admin_runner.exceptions import NotEncodable
 from celery_admin_runner.forms.fields import (
     CheckField,
@@ -295,8 +296,7 @@ _TEXT_TYPES = ("string", "integer", "number")
 
 def _help_text(parameter: Parameter, field: ParameterField) -> Any:
     """Return what the docstring says, how to fill the field in, and the annotation."""
-    texts = [text for text in (parameter.help_text, field.hint) if text]
-    help_text = format_html_join(" ", "{}", ((text,) for text in texts))
+    help_text = format_html("{}", joined((parameter.help_text, field.hint)))
     if not parameter.annotation_text:
         return help_text
     return format_html("{} <code>{}</code>", help_text, parameter.annotation_text)
