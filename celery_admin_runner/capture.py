@@ -76,6 +76,13 @@ class Tee:
         for line in lines:
             self.write(line)
 
+    def __enter__(self) -> Tee:
+        """Go on; ``with options["file"] as out`` may have got the standard output."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close nothing: it is the whole process's."""
+
     def __getattr__(self, name: str) -> Any:
         """Be the original in all else."""
         if name == "_original":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 
 _is_unattended: ContextVar[bool] = ContextVar("celery_admin_runner_unattended", default=False)
 _installing = Lock()
+#: Other ways to what somebody types.
+_OTHER_WAYS = frozenset({"buffer", "detach", "readlines"})
 
 
 class Stdin:
@@ -48,11 +51,25 @@ class Stdin:
         _refuse_to_wait()
         return iter(self._original)
 
+    def __next__(self) -> Any:
+        """Return the next line; raises EOFError where nobody would type it."""
+        _refuse_to_wait()
+        return next(self._original)
+
+    def __enter__(self) -> Stdin:
+        """Go on; ``with options["file"] as lines`` may have got the standard input."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close nothing: it is the whole process's."""
+
     def __getattr__(self, name: str) -> Any:
         """Be the original in all else."""
         if name == "_original":
             # A copy that is being made has none yet.
             raise AttributeError(name)
+        if name in _OTHER_WAYS:
+            _refuse_to_wait()
         return getattr(self._original, name)
 
 
@@ -72,3 +89,13 @@ def no_input() -> Iterator[None]:
         yield
     finally:
         _is_unattended.reset(token)
+
+
+def _forget() -> None:
+    """Wait in a forked process for no thread that is not there."""
+    global _installing
+    _installing = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

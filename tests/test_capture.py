@@ -123,6 +123,15 @@ def test_arguments_that_do_not_fit_their_message_break_no_task(monkeypatch):
         assert heard == []
 
 
+def test_a_command_that_closes_what_it_writes_to_leaves_the_standard_output_open():
+    original = io.StringIO()
+
+    with capture.Tee("stdout", original) as out:
+        out.write("text")
+
+    assert original.getvalue() == "text"
+
+
 def test_a_copied_record_is_not_heard_again():
     with hearing() as heard:
         logging.makeLogRecord({"name": "copied", "msg": "text"})
