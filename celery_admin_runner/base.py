@@ -20,7 +20,7 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.contexts import PlainContext, RunContext, context_of, starter_of
 from celery_admin_runner.handles import OnCommitResult, Sending
-from celery_admin_runner.headers import CONTEXT_HEADER, KEY_HEADER, marks_run
+from celery_admin_runner.headers import CONTEXT_HEADER, KEY_HEADER, marks_run, without_ours
 from celery_admin_runner.queues import TaskQueue, default_options
 
 logger = logging.getLogger("celery_admin_runner")
@@ -464,6 +464,9 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
     ) -> Invocation:
         self.route(options)
+        headers = options.get("headers")
+        if headers and not (task_id and marks_run(headers, task_id)):
+            options["headers"] = without_ours(headers)
         return Invocation(
             task=self,
             args=args or (),

@@ -30,6 +30,9 @@ OF_THE_RUN = frozenset(
         *(CONTEXT_HEADER, KEY_HEADER),
     }
 )
+#: What no caller gives: who passes on the headers of the run that calls, or may write those of a
+#: periodic task, would say by them whose run it is, and about what.
+_NOT_GIVEN = OF_THE_RUN | {IGNORE_HEADER}
 #: By this header django-celery-beat 2.9 tells which entry of its schedule it sends; so do we
 #: for a run of a periodic task that was started by hand.
 PERIODIC_HEADER = "periodic_task_name"
@@ -38,3 +41,8 @@ PERIODIC_HEADER = "periodic_task_name"
 def marks_run(headers: Mapping[str, Any] | None, task_id: str) -> bool:
     """Tell whether these message headers mark the run ``task_id`` as ours."""
     return bool(headers) and headers.get(RUN_HEADER) == task_id  # type: ignore[union-attr]
+
+
+def without_ours(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that a caller gives without those that only we write."""
+    return {name: value for name, value in headers.items() if name not in _NOT_GIVEN}

@@ -18,6 +18,7 @@ from celery_admin_runner.headers import (
     KEY_HEADER,
     MASKED_ARGS_HEADER,
     MASKED_KWARGS_HEADER,
+    OF_THE_RUN,
     PERIODIC_HEADER,
     ROW_HEADER,
     RUN_HEADER,
@@ -116,7 +117,13 @@ def sent_options(run: TaskRunRecord, message: Message) -> dict[str, Any]:
         **from_plain(plain),
         **from_plain(run.canvas or {}),
     }
-    options["headers"] = {**(options.get("headers") or {}), **message.headers(run)}
+    given = {
+        name: value
+        for name, value in (options.get("headers") or {}).items()
+        # A row tells nothing by a header that its caller may have made up.
+        if name not in OF_THE_RUN
+    }
+    options["headers"] = {**given, **message.headers(run)}
     # None would take away the expires that the task itself has.
     if run.expires_at is not None:
         options["expires"] = _aware(run.expires_at)

@@ -12,7 +12,7 @@ from kombu.utils.json import loads
 
 from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.exceptions import InvalidArguments
-from celery_admin_runner.headers import PERIODIC_HEADER
+from celery_admin_runner.headers import PERIODIC_HEADER, without_ours
 from celery_admin_runner.options import moment_of
 
 #: The fields that go as they are, if they are given.
@@ -75,7 +75,8 @@ def read_periodic_task(periodic_task: PeriodicTask, now: datetime) -> PeriodicCa
             problems["expires"] = [_("It has expired: a run would not start any more.")]
     if problems:
         raise InvalidArguments(problems)
-    headers = {key: value for key, value in read["headers"].items() if key != PERIODIC_HEADER}
+    headers = without_ours(read["headers"])
+    headers.pop(PERIODIC_HEADER, None)
     if headers:
         options["headers"] = headers
     return PeriodicCall(

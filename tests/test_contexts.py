@@ -18,7 +18,13 @@ from kombu.utils.json import dumps, loads
 from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.contexts import PlainContext, RunContext, context_of
 from celery_admin_runner.dispatcher import Dispatcher
-from celery_admin_runner.headers import CONTEXT_HEADER
+from celery_admin_runner.headers import (
+    CONTEXT_HEADER,
+    IGNORE_HEADER,
+    KEY_HEADER,
+    ROW_HEADER,
+    RUN_HEADER,
+)
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
@@ -340,6 +346,26 @@ def test_a_user_who_is_deleted_before_the_commit_does_not_lose_the_run(user):
 
     run = TaskRunRecord.objects.get(task_id=result.id)
     assert (run.state, run.run_by, run.run_by_name) == (State.PENDING, None, name)
+
+
+def test_headers_that_are_passed_on_do_not_say_whose_run_it_is(context, values):
+    with messages_sent() as sent:
+        tell_context.apply_async(run_context=context)
+        headers = {**own_headers(sent[0]), IGNORE_HEADER: 60, KEY_HEADER: "same", "tenant": "x"}
+        tell_context.apply_async(headers=headers)
+        tell_context.apply_async(headers=headers, run_context=RunContext(label="other"))
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            tell_context.apply_async_on_commit(headers=headers)
+            run = TaskRunner().run(tell_context.name, headers=headers)
+
+    _first, plain, other, late, by_runner = sent
+    assert headers[CONTEXT_HEADER] == values
+    assert own_headers(plain) == own_headers(late) == {}
+    assert own_headers(other)[CONTEXT_HEADER] == ["", "", "", "", "other", ""]
+    assert own_headers(other).keys() == {CONTEXT_HEADER, ROW_HEADER, RUN_HEADER}
+    assert own_headers(by_runner)[ROW_HEADER] == [run.pk, "", ""]
+    assert not own_headers(by_runner).keys() & {CONTEXT_HEADER, KEY_HEADER}
+    assert {message["headers"]["tenant"] for message in sent[1:]} == {"x"}
 
 
 @pytest.mark.parametrize("headers", [None, {}, {CONTEXT_HEADER: "x"}, {CONTEXT_HEADER: ["x"]}])

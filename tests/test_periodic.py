@@ -58,13 +58,14 @@ def test_what_beat_would_send_is_sent(settings: object) -> None:
         queue=f"{settings.QUEUE}-nobody",
         priority=7,
         expires=expires,
-        headers='{"tenant": "acme"}',
+        headers='{"tenant": "acme", "celery_admin_runner_context": ["1", "", "", "", "", ""]}',
     )
 
     with messages_sent() as sent:
         run = TaskRunner().run_periodic(periodic_task)
 
     (message,) = sent
+    assert "celery_admin_runner_context" not in message["headers"]
     assert run.state == State.PENDING
     assert message["routing_key"] == f"{settings.QUEUE}-nobody"
     assert message["properties"]["priority"] == 7
