@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,6 +15,7 @@ from celery.app.task import Task
 from celery.exceptions import QueueNotFound
 from django.utils.module_loading import import_string
 
+from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.conf import settings
 from celery_admin_runner.exceptions import TaskNotFound
 
@@ -113,6 +114,16 @@ def _import_tasks(app: Celery) -> None:
 def is_importing() -> bool:
     """Tell whether ``with_tasks`` is at work here: then some tasks may be missing."""
     return _is_importing.get()
+
+
+def known_names() -> Collection[str] | None:
+    """Return the names of all registered tasks; None if they can't be imported, or not yet."""
+    if is_importing():
+        return None
+    attempt = Attempt()
+    with attempt:
+        return celery_app().tasks.keys()
+    return None
 
 
 def is_internal(task_name: str) -> bool:

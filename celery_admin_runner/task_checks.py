@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from inspect import Parameter
 from traceback import extract_tb
 from typing import Any
 
@@ -22,6 +23,8 @@ from django.utils.module_loading import import_string
 
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import DjangoTask, OwnOptions
+from celery_admin_runner.calls import signature_of
+from celery_admin_runner.commands import CommandTask
 from celery_admin_runner.conf import SETTING, settings
 from celery_admin_runner.registry import is_importing, is_internal, named_app, with_tasks
 from celery_admin_runner.unique import stale_after
@@ -60,7 +63,7 @@ def check_task_checker(**kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def check_tasks(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Check each registered task: W003, W004, E014 and E015.
+    """Check each registered task: W003, W004, E014, E015 and E017.
 
     One function, so that modules that can't be imported are tried once and not for each check.
     """
@@ -86,6 +89,7 @@ def check_tasks(**kwargs: Any) -> list[checks.CheckMessage]:
         *_import_problems(importing.error),
         *_import_problems(registering.error),
         *(message for task in own for message in _limit_problems(task)),
+        *(message for task in own for message in _sameness_problems(task)),
         *(message for task in own for message in _answers(checker, task)),
     ]
 
@@ -121,6 +125,27 @@ def _limit_problems(task: Task) -> Iterator[checks.CheckMessage]:
         obj=task.name,
         id="celery_admin_runner.E015",
     )
+
+
+def _sameness_problems(task: Task) -> Iterator[checks.CheckMessage]:
+    """E017: what unique_on of a task names are its parameters."""
+    if not isinstance(task, DjangoTask) or task.unique_on is None:
+        return
+    if task.unique_key_generator is not None and not isinstance(task, CommandTask):
+        # Then it says alone which calls are the same.
+        return
+    names = [task.unique_on] if isinstance(task.unique_on, str) else task.unique_on
+    parameters = signature_of(task).parameters
+    known = [item.name for item in parameters]
+    takes_any = any(item.kind is Parameter.VAR_KEYWORD for item in parameters)
+    for name in names:
+        if name not in known and not takes_any:
+            yield checks.Error(
+                f"unique_on of {task.name!r} names {name!r}, which is no parameter of it.",
+                hint=f"Its parameters are {', '.join(known)}." if known else "It has none.",
+                obj=task.name,
+                id="celery_admin_runner.E017",
+            )
 
 
 def _checker() -> TaskChecker | None:

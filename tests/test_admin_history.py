@@ -49,8 +49,6 @@ OTHER_TEMPLATE = "admin/import_export/change_form.html"
 class ReportAdmin(RunHistoryAdmin):
     """Hides some reports."""
 
-    selection_tasks = ("tests.export_reports", "tests.send_reports", "tests.there_is_no_such")
-
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).exclude(title=HIDDEN)
 
@@ -69,6 +67,13 @@ urlpatterns = [
     path("shop/", SITE.urls),
     path("small/", SMALL_SITE.urls),
 ]
+
+
+@pytest.fixture(autouse=True)
+def selection_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name tasks for selected reports; in other tests a check would tell that there are none."""
+    names = ("tests.export_reports", "tests.send_reports", "tests.there_is_no_such")
+    monkeypatch.setattr(ReportAdmin, "selection_tasks", names)
 
 
 def url(view: str, *args: object, model: str = "report", site: str = "shop") -> str:
@@ -916,5 +921,33 @@ def test_adding_and_popups_have_no_links(client: Client) -> None:
 
 
 def test_the_pages_pass_the_checks_of_admin() -> None:
-    for model in (Report, Parcel, Remark):
+    for model in (Parcel, Coin, Remark):
         assert SITE.get_model_admin(model).check() == []
+
+
+def test_a_task_for_selected_objects_that_there_is_not_is_an_error(
+    export_task: str, send_task: str
+) -> None:
+    [error] = SITE.get_model_admin(Report).check()
+
+    assert (error.id, error.obj) == ("celery_admin_runner.E016", ReportAdmin)
+    assert "'tests.there_is_no_such'" in error.msg
+    assert error.hint.startswith("Did you mean") or "registered" in error.hint
+
+
+def test_the_task_that_was_meant_for_selected_objects_is_named(
+    export_task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReportAdmin, "selection_tasks", ["tests.export_report"])
+
+    [error] = SITE.get_model_admin(Report).check()
+
+    assert "'tests.export_reports'" in error.hint
+
+
+def test_tasks_that_cannot_be_imported_are_not_told_of_again(
+    configure: Callable[..., None],
+) -> None:
+    configure(APP="tests.nowhere:app")
+
+    assert SITE.get_model_admin(Report).check() == []

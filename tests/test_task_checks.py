@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 from django.utils.translation import gettext_lazy
 
 from celery_admin_runner.base import DjangoTask
+from celery_admin_runner.commands import CommandTask
 from celery_admin_runner.registry import with_tasks
 
 #: Django 6.1 asks the database in checks of its own.
@@ -76,7 +77,7 @@ def module(tmp_path: Path, monkeypatch) -> Iterator[Path]:
 
 def found() -> list[CheckMessage]:
     """Return what the checks that look at tasks say."""
-    ids = ("E013", "E014", "E015", "W003", "W004", "shop.E001")
+    ids = ("E013", "E014", "E015", "E017", "W003", "W004", "shop.E001")
     return sorted(
         (message for message in run_checks() if message.id.endswith(ids)),
         key=lambda message: (message.id, str(message.obj)),
@@ -232,6 +233,48 @@ def test_a_limit_for_all_unique_tasks_will_do(shop, configure):
     configure(UNIQUE_STALE_AFTER=timedelta(minutes=5))
 
     assert told() == []
+
+
+@pytest.mark.parametrize("names", ["to", ["parcel", "to"]])
+def test_to_be_unique_by_what_is_no_parameter_is_an_error(shop, names):
+    def pack(parcel, *, fast=False):
+        """Pack."""
+
+    app_task = shop.task(
+        name="shop.count", shared=False, base=DjangoTask, unique_on=names, stale_time_limit=60
+    )
+    app_task(pack)
+
+    [message] = found()
+
+    assert (message.id, message.obj) == ("celery_admin_runner.E017", "shop.count")
+    assert "names 'to'" in message.msg
+    assert message.hint == "Its parameters are parcel, fast."
+
+
+def test_to_be_unique_by_a_parameter_is_good(shop):
+    def pack(parcel, **options):
+        """Pack."""
+
+    add = shop.task(name="shop.count", shared=False, base=DjangoTask, unique_on=["parcel", "to"])
+    add(pack)
+    add = shop.task(
+        name="shop.sum",
+        shared=False,
+        base=DjangoTask,
+        unique_on=["to"],
+        unique_key_generator=lambda *args: "",
+    )
+    add(nothing)
+
+    assert told() == []
+
+
+def test_a_command_that_is_unique_by_what_it_has_not_is_an_error(shop):
+    options = {"command": "clearsessions", "unique_on": ["verbosity", "user"]}
+    shop.task(name="command.clear", shared=False, base=CommandTask, **options)(nothing)
+
+    assert [(identity, name) for identity, name, _text in told()] == [("E017", "command.clear")]
 
 
 @pytest.mark.parametrize(

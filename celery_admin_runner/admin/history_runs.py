@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from django.contrib.admin import ModelAdmin
 from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import PAGE_VAR
+from django.core.checks import CheckMessage, Error
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Model
@@ -19,6 +21,7 @@ from celery_admin_runner.admin import display, links
 from celery_admin_runner.admin.questions import QUESTIONS_CSS, AskingAdmin
 from celery_admin_runner.admin.run_views import RECENT_FIELDS, RecentRun, recent_run
 from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.registry import known_names
 
 READ = ("GET", "HEAD")
 #: The style sheet of the runs about an object, and of the buttons on its page.
@@ -44,6 +47,26 @@ class ObjectAdmin(ModelAdmin):  # type: ignore[type-arg]
     #: Names of tasks whose first parameter takes a list of this model's objects: they can be
     #: run once for all that are selected in the list.
     selection_tasks: Sequence[str] = ()
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """E016: besides what admin checks, each of ``selection_tasks`` is a task.
+
+        Where the tasks can't be imported another check tells of that.
+        """
+        known = known_names()
+        unknown = [] if known is None else [x for x in self.selection_tasks if x not in known]
+        return [
+            *super().check(**kwargs),
+            *(
+                Error(
+                    f"The value of 'selection_tasks' names {name!r}, which is no task.",
+                    hint=_names_hint(name, known or ()),
+                    obj=type(self),
+                    id="celery_admin_runner.E016",
+                )
+                for name in unknown
+            ),
+        ]
 
     def has_run_tasks_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Tell whether the user may run tasks about this object, or any: who may change it.
@@ -135,6 +158,14 @@ class ObjectRuns(AskingAdmin):
                 task=titles.get(run.task_name, run.task_name),
                 reason=run.reason,
             )
+
+
+def _names_hint(name: str, known: Collection[str]) -> str:
+    """Return the tasks that were likely meant."""
+    close = get_close_matches(name, known, n=3)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return 'Name it as it is registered, for example "shop.tasks.restock_products".'
 
 
 def _badge(run: TaskRunRecord) -> str:
