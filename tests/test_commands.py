@@ -621,9 +621,10 @@ def test_a_unique_command_is_joined_however_its_arguments_are_written() -> None:
 
     first = task.delay()
     second = task.delay(verbosity=1)
+    third = task.delay_on_commit()
     other = task.delay(verbosity=2)
 
-    assert first.id == second.id
+    assert first.id == second.id == third.id
     assert other.id != first.id
 
 
