@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 from celery.contrib.django.task import DjangoTask as CeleryDjangoTask
@@ -42,6 +42,9 @@ _STATABLE = frozenset(
 )
 #: The two limits of a task's time are chosen together.
 _LIMITS = frozenset({"time_limit", "soft_time_limit"})
+#: The option of ``apply_async`` by which our other ways to call a task say how it is invoked: a
+#: project's own ``apply_async`` is asked for these calls too.
+_INVOKE = "celery_admin_runner_invoke"
 #: The attribute by which Celery 5.7 remembers, for the rest of a run, ``retry(max_retries=...)``.
 _MAX_RETRIES_OF_RUN = "override_max_retries"
 
@@ -94,6 +97,17 @@ class Invocation:
         self.tell("on_invocation_trigger", result)
         return result
 
+    def tell_applied(self) -> None:
+        """Tell the task's ``on_invocation_apply`` that it was called."""
+        task = self.task
+        if type(task).on_invocation_apply is not DjangoTask.on_invocation_apply:
+            _tell(
+                task,
+                "on_invocation_apply",
+                *(self.task_id, self.args, self.kwargs),
+                *(self.options, task.AsyncResult(self.task_id)),
+            )
+
     def tell(self, hook: str, result: AsyncResult) -> None:
         """Tell one of the task's ``on_invocation_`` hooks which run answers for the call."""
         _tell(
@@ -103,6 +117,8 @@ class Invocation:
         )
 
 
+#: Answers an invocation, by whoever does.
+Invoke = Callable[[Invocation], AsyncResult]
 #: Answers an invocation in the broker's place, or leaves it alone by None.
 Interceptor = Callable[[Invocation], AsyncResult | None]
 #: Is told of an invocation that is to be sent when a transaction of this database is
@@ -110,28 +126,35 @@ Interceptor = Callable[[Invocation], AsyncResult | None]
 Announcer = Callable[[Invocation, str], Callable[[], AsyncResult] | None]
 #: Tells whether a call of a unique task, with these arguments, would join a run.
 Lookup = Callable[["DjangoTask", Sequence[Any], Mapping[str, Any]], bool]
+Asked = TypeVar("Asked")
+
 #: Asked in this order. Empty until Django is ready: then every call goes to the broker.
 _interceptors: list[Interceptor] = []
 _announcers: list[Announcer] = []
 _lookups: list[Lookup] = []
 
 
-def intercept(interceptor: Interceptor) -> None:
-    """Let ``interceptor`` see every invocation of a DjangoTask from now on; once is enough."""
-    if interceptor not in _interceptors:
-        _interceptors.append(interceptor)
+def intercept(interceptor: Interceptor, *, first: bool = False) -> None:
+    """Let ``interceptor`` see every invocation of a DjangoTask from now on; once is enough.
+
+    ``first``: before those that are there, as who answers for some kind of tasks only.
+    """
+    _add(_interceptors, interceptor, first=first)
 
 
-def announce(announcer: Announcer) -> None:
-    """Tell ``announcer`` of every invocation that waits for a commit; once is enough."""
-    if announcer not in _announcers:
-        _announcers.append(announcer)
+def announce(announcer: Announcer, *, first: bool = False) -> None:
+    """Tell ``announcer`` of every invocation that waits for a commit; as for ``intercept``."""
+    _add(_announcers, announcer, first=first)
 
 
 def look_up(lookup: Lookup) -> None:
     """Let ``lookup`` tell from now on which unique calls are active; once is enough."""
-    if lookup not in _lookups:
-        _lookups.append(lookup)
+    _add(_lookups, lookup)
+
+
+def _add(asked: list[Asked], one: Asked, *, first: bool = False) -> None:
+    if one not in asked:
+        asked.insert(0 if first else len(asked), one)
 
 
 class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
@@ -209,14 +232,15 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
             options["link_error"] = link_error
         if shadow is not None:
             options["shadow"] = shadow
+        invoke: Invoke = options.pop(_INVOKE, _invoke)
         if options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
         invocation = self._invocation(args, kwargs, task_id, options)
         if task_id and marks_run(options.get("headers"), task_id):
             # The message of what was recorded already.
             return invocation.send()
-        self._tell_of(invocation)
-        return _invoke(invocation)
+        invocation.tell_applied()
+        return invoke(invocation)
 
     def apply(
         self, args: Any = None, kwargs: Any = None, *positional: Any, **options: Any
@@ -249,16 +273,8 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         if check is not None:
             # Celery 5.7 would do so after the commit, when nobody can put it right any more.
             check(*(args or ()), **(kwargs or {}))
-        invocation = self._invocation(args, kwargs, options.pop("task_id", None), options)
-        self._tell_of(invocation)
-        send: Callable[[], AsyncResult] = partial(_invoke, invocation)
-        using = using or DEFAULT_DB_ALIAS
-        if transaction.get_connection(using).in_atomic_block:
-            send = _announced(invocation, using) or send
-        handle = OnCommitResult(
-            invocation.task_id, backend=self.backend, task_name=self.name, app=self.app
-        )
-        transaction.on_commit(Sending(handle, send), using=using)
+        invoke = partial(_invoke_on_commit, using=using or DEFAULT_DB_ALIAS)
+        handle: OnCommitResult = self.apply_async(args, kwargs, **options, **{_INVOKE: invoke})
         return handle
 
     def apply_async_and_get_result(
@@ -275,20 +291,25 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         less sends the call and does not wait. What the task raised is raised, or returned if
         ``propagate`` is False. The options are those of ``apply_async``.
         """
-        invocation = self._invocation(args, kwargs, options.pop("task_id", None), options)
-        self._tell_of(invocation)
-        result = _invoke(invocation)
+        made: list[Invocation] = []
+
+        def invoke(invocation: Invocation) -> AsyncResult:
+            made.append(invocation)
+            return _invoke(invocation)
+
+        result = self.apply_async(args, kwargs, **options, **{_INVOKE: invoke})
         try:
             if timeout is not None and timeout <= 0:
                 raise TimeoutError("The result was not waited for.")
             value = result.get(timeout=timeout, propagate=False)
         except TimeoutError as error:
-            _tell(
-                self,
-                "on_invocation_timeout",
-                *(invocation.task_id, invocation.args, invocation.kwargs, result.id),
-                *(error, invocation.options, result),
-            )
+            for invocation in made:
+                _tell(
+                    self,
+                    "on_invocation_timeout",
+                    *(invocation.task_id, invocation.args, invocation.kwargs, result.id),
+                    *(error, invocation.options, result),
+                )
             raise
         if propagate and not result.ignored:
             # Not by ``get``: the task itself may have raised a TimeoutError.
@@ -333,17 +354,18 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
     def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Tell ``on_task_retry``: Celery says so after it sent the next attempt."""
         super().on_retry(exc, task_id, args, kwargs, einfo)
-        self.on_task_retry(task_id, args, kwargs, exc, getattr(self.request, _RETRY_AT, None))
+        eta = getattr(self.request, _RETRY_AT, None)
+        _tell(self, "on_task_retry", task_id, args, kwargs, exc, eta)
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Tell ``on_task_failure``: Celery says so of what is not tried again."""
         super().on_failure(exc, task_id, args, kwargs, einfo)
-        self.on_task_failure(task_id, args, kwargs, exc, einfo)
+        _tell(self, "on_task_failure", task_id, args, kwargs, exc, einfo)
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Tell ``on_task_success``."""
         super().on_success(retval, task_id, args, kwargs)
-        self.on_task_success(task_id, args, kwargs, retval)
+        _tell(self, "on_task_success", task_id, args, kwargs, retval)
 
     def route(self, options: dict[str, Any]) -> None:
         """Name the queue of a call, and fill in what the queue has for it.
@@ -477,15 +499,6 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
             options=options,
         )
 
-    def _tell_of(self, invocation: Invocation) -> None:
-        if type(self).on_invocation_apply is not DjangoTask.on_invocation_apply:
-            _tell(
-                self,
-                "on_invocation_apply",
-                *(invocation.task_id, invocation.args, invocation.kwargs),
-                *(invocation.options, self.AsyncResult(invocation.task_id)),
-            )
-
 
 def _taken(options: dict[str, Any]) -> OwnOptions:
     """Take those options that are ours out of the others; raises ValueError."""
@@ -500,7 +513,10 @@ def _taken(options: dict[str, Any]) -> OwnOptions:
 
 
 def _tell(task: DjangoTask, hook: str, *arguments: Any) -> None:
-    """Tell a hook of a project; what it raises is logged, for the call goes on without it."""
+    """Tell a hook of a project; what it raises is logged: what it is told of is so all the same.
+
+    Celery 5.7 would tell nobody of the end of a run where a hook of that end has failed.
+    """
     if getattr(type(task), hook) is getattr(DjangoTask, hook):
         return
     attempt = Attempt()
@@ -542,6 +558,19 @@ def _announced(invocation: Invocation, using: str) -> Callable[[], AsyncResult] 
         if send is not None:
             return send
     return None
+
+
+def _invoke_on_commit(invocation: Invocation, *, using: str) -> OnCommitResult:
+    """Let a call wait for the commit of this database; outside of a transaction: answer now."""
+    task = invocation.task
+    send: Callable[[], AsyncResult] = partial(_invoke, invocation)
+    if transaction.get_connection(using).in_atomic_block:
+        send = _announced(invocation, using) or send
+    handle = OnCommitResult(
+        invocation.task_id, backend=task.backend, task_name=task.name, app=task.app
+    )
+    transaction.on_commit(Sending(handle, send), using=using)
+    return handle
 
 
 def _invoke(invocation: Invocation) -> AsyncResult:

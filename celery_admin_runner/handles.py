@@ -42,6 +42,9 @@ class OnCommitResult(AsyncResult):  # type: ignore[misc]
 
     def ready(self) -> bool:
         """Tell whether the run has ended, or will never begin: what is rolled back is over."""
+        if self._answer is not None:
+            # Celery 5.7 takes a call that was ignored for ended in a result of its own only.
+            return bool(self._answer.ready())
         return self.state == ROLLED_BACK or bool(super().ready())
 
     def forget(self) -> None:

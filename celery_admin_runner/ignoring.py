@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery.app.task import Context, Task
+from celery.result import EagerResult
 from django.core.exceptions import ImproperlyConfigured
 
 from celery_admin_runner.base import IGNORE_FOR, DjangoTask, OwnOptions
@@ -60,6 +61,11 @@ def ignored_fields(success: TaskRunRecord, now: datetime) -> dict[str, Any]:
     at, until = success.finished_at or now, success.ignore_until or now
     why = IGNORED.format(at=at.isoformat(" ", "seconds"), until=until.isoformat(" ", "seconds"))
     return {"state": State.IGNORED, "finished_at": now, "exception": why}
+
+
+def result_of(run: TaskRunRecord) -> EagerResult:
+    """Return the result of a call that was ignored: known, whatever the result backend is."""
+    return EagerResult(run.task_id, None, State.IGNORED.value, name=run.task_name)
 
 
 def arming(task: Task | None, request: Context, now: datetime) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from celery import current_app
-from celery.result import AsyncResult, EagerResult
+from celery.result import AsyncResult
 from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
@@ -109,7 +109,7 @@ def sameness(invocation: Invocation) -> Sameness:
 
 def is_in_canvas(invocation: Invocation) -> bool:
     """Tell whether somebody may wait for just this call, so that it has to run in any case."""
-    return invocation.is_id_given or any(name in invocation.options for name in _CANVAS)
+    return invocation.is_id_given or any(map(invocation.options.get, _CANVAS))
 
 
 def is_processing(task: DjangoTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -147,7 +147,7 @@ def ignore(
 
 def ignored_result(invocation: Invocation, run: TaskRunRecord) -> AsyncResult:
     """Return the result of a call that was ignored, and tell of it."""
-    result = EagerResult(run.task_id, None, State.IGNORED.value, name=run.task_name)
+    result = ignoring.result_of(run)
     invocation.tell("on_invocation_ignored", result)
     return result
 
@@ -295,7 +295,9 @@ def _write(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
 
 def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -> bool:
     using, caller = database(), str(router.db_for_write(TaskRunRecord))
-    if using != caller and connections[caller].in_atomic_block:
+    outer = connections[caller]
+    # What has failed already answers nothing, and keeps nothing.
+    if using != caller and outer.in_atomic_block and not outer.needs_rollback:
         # A run of the caller's own transaction, for whose commit we would wait in vain.
         holder = unique.holder_of(str(run.active_key), caller)
         if holder is not None and not unique.is_stale(holder, limit, now):

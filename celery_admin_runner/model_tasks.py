@@ -499,6 +499,6 @@ def _journal() -> str:
 
 
 class_prepared.connect(_register, dispatch_uid="celery_admin_runner.model_tasks")
-# Before Django is ready: who answers for every call asks only afterwards.
-intercept(_answer)
-announce(_announce)
+# Before those who answer for every call: what a model task needs is started first.
+intercept(_answer, first=True)
+announce(_announce, first=True)

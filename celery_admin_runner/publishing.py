@@ -182,7 +182,7 @@ def _pass_on_user(headers: dict[str, Any]) -> None:
 
     So it is with ``celery.chord_unlock``, which starts the body of a chord.
     """
-    task = current_app.current_worker_task if settings.TRACK else None
+    task = current_app.current_worker_task
     if task is not None and (row := (task.request.headers or {}).get(ROW_HEADER)):
         headers.setdefault(ROW_HEADER, row)
 

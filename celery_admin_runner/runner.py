@@ -569,7 +569,7 @@ class TaskRunner:
             **fields,
         )
         if same.success is not None and invocation is not None:
-            result = task.AsyncResult(task_id)
+            result = ignoring.result_of(run)
             ignored = partial(invocation.tell, "on_invocation_ignored", result)
             transaction.on_commit(ignored, using=_database())
         if kept or run.is_finished:
@@ -770,7 +770,7 @@ def _told_of(
     invocation = Invocation(
         task=task, args=call.args, kwargs=call.kwargs, task_id=task_id, options=options
     )
-    task._tell_of(invocation)
+    invocation.tell_applied()
     return invocation
 
 

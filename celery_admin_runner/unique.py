@@ -263,12 +263,12 @@ def take(
         # and fills the server's log. In a transaction on SQLite who has only read before may
         # not write any more.
         check_free(key, task_id, limit, now, using)
-    for attempt in range(TRIES):
+    for tries_left in reversed(range(TRIES)):
         try:
             return _guarded(insert, using)
         except IntegrityError:
-            is_free = not check_free(key, task_id, limit, now, using)
-            if (is_free and attempt) or attempt == TRIES - 1:
+            check_free(key, task_id, limit, now, using)
+            if not tries_left:
                 raise
     raise AssertionError("unreachable")
 
@@ -280,14 +280,12 @@ def _guarded(insert: Callable[[], Inserted], using: str) -> Inserted:
         return insert()
 
 
-def check_free(key: str, task_id: str, limit: timedelta, now: datetime, using: str) -> bool:
-    """Raise KeyTaken if another run has a key; tell whether one had it until now."""
+def check_free(key: str, task_id: str, limit: timedelta, now: datetime, using: str) -> None:
+    """Raise KeyTaken if another run has a key, and has not had it for too long."""
     holder = holder_of(key, using)
-    if holder is None or holder.task_id == task_id:
-        return False
-    if not release_stale(holder, limit, now, using):
+    is_taken = holder is not None and holder.task_id != task_id
+    if holder is not None and is_taken and not release_stale(holder, limit, now, using):
         raise KeyTaken(holder)
-    return True
 
 
 def is_taken(run: TaskRunRecord, limit: timedelta, now: datetime, using: str) -> bool:

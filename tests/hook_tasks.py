@@ -14,6 +14,7 @@ from celery.exceptions import TimeoutError
 
 from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.queues import TaskQueue
+from celery_admin_runner.states import State
 
 #: A file of lines for each run: what was told, in order.
 FOLDER = Path(os.environ["TEST_FOLDER"]) / "hooks"
@@ -82,6 +83,29 @@ class LoudTask(DjangoTask):
 
     def on_invocation_timeout(self, *arguments):
         raise LookupError("timeout")
+
+    def on_task_retry(self, *arguments):
+        raise LookupError("retry")
+
+    def on_task_failure(self, *arguments):
+        raise LookupError("failure")
+
+    def on_task_success(self, *arguments):
+        raise LookupError("success")
+
+
+class TenantTask(DjangoTask):
+    """Has an ``apply_async`` of its own, as many projects do."""
+
+    def apply_async(self, args=None, kwargs=None, **options):
+        headers = {**(options.get("headers") or {}), "tenant": "north"}
+        return super().apply_async(args, kwargs, **{**options, "headers": headers})
+
+
+@shared_task(base=TenantTask, track=True)
+def of_a_tenant(number: int = 1) -> int:
+    """Have a header whoever calls."""
+    return number
 
 
 @shared_task(base=HookedTask)
@@ -177,6 +201,16 @@ def on_named_queue() -> None:
 @shared_task(base=LoudTask)
 def loud() -> str:
     """Do something, whatever its hooks do."""
+    return "done"
+
+
+@shared_task(base=LoudTask, bind=True, track=True, max_retries=1)
+def end_loudly(self: DjangoTask, end: str) -> str:
+    """End as asked, whatever the hooks of the end do."""
+    if end == State.RETRY:
+        raise self.retry(exc=ValueError("no"))
+    if end == State.FAILURE:
+        raise ValueError("no")
     return "done"
 
 

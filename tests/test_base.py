@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +23,7 @@ from kombu.exceptions import OperationalError
 from celery_admin_runner import tracking
 from celery_admin_runner.base import REFUSED, DjangoTask
 from celery_admin_runner.dispatcher import Dispatcher
+from celery_admin_runner.headers import RUN_HEADER
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
@@ -32,12 +34,14 @@ from tests.hook_tasks import (
     HookedTask,
     back_off,
     double,
+    end_loudly,
     fail_by_itself,
     fail_often,
     fail_twice,
     fail_until,
     give_up,
     loud,
+    of_a_tenant,
     stubborn,
     time_out,
     told,
@@ -254,6 +258,41 @@ def test_an_error_of_a_hook_is_logged_and_the_message_is_sent(db, caplog):
     ]
 
 
+@pytest.mark.parametrize("end", [State.SUCCESS, State.FAILURE, State.RETRY])
+def test_an_error_of_a_hook_hides_no_end_of_a_run(db, caplog, end):
+    run = TaskRunner().run(end_loudly.name, [end])
+
+    with messages_sent(), caplog.at_level(logging.ERROR, "celery_admin_runner"):
+        attempt(
+            end_loudly,
+            kwargs={"end": end},
+            id=run.task_id,
+            headers={RUN_HEADER: run.task_id},
+        )
+
+    run.refresh_from_db()
+    assert run.state == end
+    assert f"on_task_{end.lower()} of {end_loudly.name} failed." in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        of_a_tenant.delay,
+        of_a_tenant.delay_on_commit,
+        of_a_tenant.apply_async_on_commit,
+        lambda: of_a_tenant.apply_async_and_get_result(timeout=0),
+        lambda: TaskRunner().run(of_a_tenant.name),
+    ],
+)
+@pytest.mark.django_db(transaction=True)
+def test_an_apply_async_of_a_project_is_asked_however_a_task_is_called(call):
+    with messages_sent() as sent, suppress(TimeoutError):
+        call()
+
+    assert [message["headers"]["tenant"] for message in sent] == ["north"]
+
+
 def test_eager_calls_tell_their_hooks(monkeypatch):
     monkeypatch.setitem(app.conf, "task_always_eager", True)
 
@@ -291,6 +330,16 @@ def test_a_result_that_does_not_come_in_time_is_an_error_after_the_call_was_sent
     assert len(sent) == 1
     assert names(task_id) == ["apply", "trigger", "timeout"]
     assert told(task_id)[-1][3:] == [task_id, "TimeoutError", task_id]
+
+
+def test_a_call_with_no_time_is_not_waited_for_even_if_its_result_is_there(db):
+    task_id = str(uuid4())
+    with using_backend("cache+memory://") as backend, messages_sent() as sent:
+        backend.store_result(task_id, 6, "SUCCESS")
+        with pytest.raises(TimeoutError):
+            double.apply_async_and_get_result([3], timeout=0, task_id=task_id)
+
+    assert len(sent) == 1
 
 
 def seconds_until_next(task, retries=0, **kwargs):

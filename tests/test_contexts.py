@@ -177,6 +177,18 @@ def test_a_task_that_is_started_inside_a_run_has_its_user(worker):
     assert contexts_told(key) == [[str(user.pk), user.username, "", "", "", ""]]
 
 
+def test_what_a_task_starts_has_its_user_whatever_is_tracked(user, configure):
+    configure(TRACK=[])
+    row = [1, str(user.pk), user.username]
+    task_id = str(uuid4())
+    headers = {"celery_admin_runner_run": task_id, "celery_admin_runner_row": row}
+
+    with messages_sent() as sent:
+        attempt(tell_child, id=task_id, kwargs={"key": "k"}, headers=headers)
+
+    assert sent[0]["headers"]["celery_admin_runner_row"] == row
+
+
 def test_a_task_with_a_row_that_is_started_inside_a_run_has_its_user(user, configure):
     configure(TRACK=["tests.hook_tasks.tell_context"])
     run = make_run(state=State.PENDING, run_by=user, run_by_name=user.username)

@@ -364,7 +364,7 @@ def test_a_call_is_ignored_if_the_same_one_has_succeeded_by_the_commit(unique_do
         make_run(unique_key=key, ignore_until=until, finished_at=timezone.now())
 
     assert sent == []
-    assert (handle.state, handle.get(), handle.ready()) == ("IGNORED", None, False)
+    assert (handle.state, handle.get(), handle.ready()) == ("IGNORED", None, True)
     assert run_of(handle).state == State.IGNORED
     assert names(handle.id) == ["apply", "ignored"]
 

@@ -501,6 +501,23 @@ def test_a_call_that_comes_second_by_a_hair_joins(options, caplog):
     assert "could not record" not in caplog.text
 
 
+@ON_COMMIT
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="its transaction is the journal's too")
+def test_a_call_in_a_transaction_that_has_failed_is_sent_all_the_same():
+    with messages_sent() as sent, transaction.atomic():
+        transaction.set_rollback(True)
+        result = once.delay(1)
+
+    assert [message["headers"]["id"] for message in sent] == [result.id]
+    assert run_of(result).active_key
+
+
+def test_a_call_with_no_callback_but_an_empty_list_joins():
+    first = once.delay(1)
+
+    assert once.apply_async([1], link=[], link_error=[]).id == first.id
+
+
 def test_a_window_that_opens_while_the_key_is_taken_counts():
     key = unique.key_of(told, [1], {})
     opened = []

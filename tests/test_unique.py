@@ -14,7 +14,7 @@ import pytest
 from celery import shared_task
 from django.contrib.auth.models import Group, User
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import IntegrityError, connection
 from django.utils import timezone
 
 from celery_admin_runner import tracking, unique
@@ -378,6 +378,21 @@ def test_a_call_may_take_another_limit_than_its_task():
 
     assert once.delay(1).id == first.id
     assert once.apply_async([1], stale_time_limit=20).id != first.id
+
+
+@pytest.mark.django_db
+def test_a_key_that_is_free_again_each_time_is_tried_for_some_times():
+    errors = [IntegrityError("taken")] * (unique.TRIES - 1)
+
+    def insert():
+        if errors:
+            raise errors.pop()
+        return "mine"
+
+    week = timedelta(weeks=1)
+    given = unique.take("key", insert, limit=week, now=timezone.now(), using="default")
+
+    assert given == "mine"
 
 
 @pytest.mark.django_db
