@@ -498,6 +498,32 @@ def test_other_arguments_do_not_keep_a_task_away_that_is_unique_by_them() -> Non
     assert (bool(offer.url), offer.active_label) == (True, "Queued")
 
 
+@ON_COMMIT
+def test_a_generator_of_keys_that_fails_breaks_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> str:
+        raise ZeroDivisionError
+
+    report = make_report()
+    report.shout.run()
+    monkeypatch.setattr(Report.shout.task, "unique_key_generator", fail)
+
+    page = client_of(make_superuser()).get(url("change", report.pk))
+
+    assert "Run: Shout" in page.text
+
+
+@ON_COMMIT
+def test_a_run_about_a_key_in_other_letters_breaks_no_page() -> None:
+    coin = Coin.objects.create(pk="euro", title="Euro")
+    coin.toss.run()
+    # MySQL and MariaDB take the one for the other.
+    TaskRunRecord.objects.update(object_id="EURO")
+
+    page = client_of(make_superuser()).get(url("change", "euro", model="coin"))
+
+    assert "Run: Toss" in page.text
+
+
 def test_a_task_that_depends_on_one_that_the_user_may_not_run_says_so(
     client: Client, configure: Callable[..., None]
 ) -> None:
@@ -801,6 +827,28 @@ def test_the_page_about_selected_objects_has_a_fixed_number_of_queries(client: C
         counts.append(len(queries))
 
     assert counts[1] == counts[2] <= 20
+
+
+def test_objects_whose_texts_are_made_of_others_cost_no_query_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model_admin = SITE.get_model_admin(Remark)
+    monkeypatch.setattr(model_admin, "list_select_related", ["run"])
+    monkeypatch.setattr(model_admin, "selection_tasks", ["tests.export_reports"])
+    monkeypatch.setattr(Remark, "__str__", lambda remark: f"about {remark.run.task_name}")
+    remarks = [Remark.objects.create(run=make_run()) for _ in range(12)]
+    client = client_of(make_user("run_celerytask", "tests.change_remark"))
+
+    counts = []
+    for name in registered("tests.export_reports", export_by_key):
+        for asked in (remarks[:1], remarks[:1], remarks):
+            data = {"_selected_action": [remark.pk for remark in asked], "task": name}
+            with CaptureQueriesContext(connection) as queries:
+                page = client.post(url("run_task_for_selected", model="remark"), data)
+            counts.append(len(queries))
+
+    assert counts[1] == counts[2]
+    assert page.text.count("about ") >= 12
 
 
 def test_a_list_task_that_needs_more_leads_to_its_form(client: Client, send_task: str) -> None:

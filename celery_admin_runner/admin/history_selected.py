@@ -143,7 +143,10 @@ class SelectedObjects(ObjectTasks):
                 keys.append(ModelKey(self.model).primary_key(text))
             except PydanticCustomError:
                 continue
-        return list(self.get_queryset(request).filter(pk__in=keys).order_by("pk"))
+        found = self.get_queryset(request).filter(pk__in=keys).order_by("pk")
+        related = self.owner.get_list_select_related(request)
+        # As in the list: the text of an object may be made of others.
+        return list(found.select_related(*related) if isinstance(related, list | tuple) else found)
 
     def _chosen(self, request: HttpRequest) -> Choice | None:
         """Return the posted choice, or the only one there is; PermissionDenied if it is none."""

@@ -126,7 +126,11 @@ class ObjectTasks(ObjectRuns):
         now = timezone.now()
         for run in runs.filter(active_key__isnull=False).only(*ACTIVE_FIELDS).order_by("pk"):
             place = (run.task_name, run.object_id)
-            blocks = by_name[run.task_name].is_kept_away_by(run, by_key[run.object_id], now)
+            obj = by_key.get(run.object_id)
+            if obj is None:
+                # MySQL and MariaDB find "A1" where "a1" is asked for.
+                continue
+            blocks = by_name[run.task_name].is_kept_away_by(run, obj, now)
             if place not in found or blocks:
                 found[place] = Active(run=run, blocks=blocks)
         return found

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 
 from celery_admin_runner import unique
 from celery_admin_runner.admin.sheets import Preview
+from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import OwnOptions
 from celery_admin_runner.calls import signature_of, wire_of
 from celery_admin_runner.encoding import readable_text, to_plain
-from celery_admin_runner.exceptions import NotEncodable, TaskNotFound
+from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.object_tasks import ModelTask
 from celery_admin_runner.parameters import Parameter
@@ -90,13 +90,13 @@ class OfferedTask:
         task = get_task(self.name)
         if self.needs_more or not unique.is_unique(task):
             return False
-        try:
+        attempt = Attempt()
+        with attempt:
+            # A unique_key_generator may raise anything; the runner says what is wrong.
             key = unique.key_of(task, [wire_of(self.first, obj)], {})
             limit = unique.stale_after(task, OwnOptions(), {})
-        except (ImproperlyConfigured, NotEncodable):
-            # The runner says what is wrong.
-            return False
-        return run.active_key == key and not unique.is_stale(run, limit, now)
+            return run.active_key == key and not unique.is_stale(run, limit, now)
+        return False
 
     @property
     def _parameters(self) -> Sequence[Parameter]:
