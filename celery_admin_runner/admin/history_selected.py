@@ -23,9 +23,10 @@ from celery_admin_runner.admin.questions import (
     MAX_SELECTED,
     digest_of,
     is_confirmed,
+    reason_of,
     yes_now,
 )
-from celery_admin_runner.admin.retry import reason_of, unsent_text
+from celery_admin_runner.admin.retry import unsent_text
 from celery_admin_runner.admin.run_views import TASK, active_text
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.calls import prepare_call, wire_of
@@ -129,7 +130,7 @@ class SelectedObjects(ObjectTasks):
             return self._ask_about(request, choice, asked)
         if choice.task.info.rule.reason and not reason_of(request):
             return self._ask_about(request, choice, asked, _("This task needs a reason."))
-        if repeated := self.unknown_run(request, choice.task, TaskRunRecord.objects.all()):
+        if repeated := self.repeated(request, choice.task, TaskRunRecord.objects.all()):
             return self._ask_about(request, choice, asked, repeated=repeated)
         if choice.is_one_run:
             return self._run_all(request, choice.task, ready)

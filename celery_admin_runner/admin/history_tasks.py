@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django import forms
 from django.contrib import messages
 from django.contrib.admin.utils import quote
 from django.contrib.contenttypes.models import ContentType
@@ -21,15 +20,14 @@ from django.utils.translation import gettext as _
 from celery_admin_runner.admin import display, links
 from celery_admin_runner.admin.history_runs import ObjectRuns
 from celery_admin_runner.admin.offers import Active, Offer, OfferedTask, info_of, preview_of
-from celery_admin_runner.admin.questions import digest_of, is_confirmed, yes_now
-from celery_admin_runner.admin.retry import (
-    KNOWN,
-    REASON,
-    TASKS_CSS,
-    key_of,
+from celery_admin_runner.admin.questions import (
+    digest_of,
+    is_confirmed,
     reason_of,
-    unsent_text,
+    repeated_run,
+    yes_now,
 )
+from celery_admin_runner.admin.retry import unsent_text
 from celery_admin_runner.admin.run_views import active_text
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.calls import wire_of
@@ -38,7 +36,6 @@ from celery_admin_runner.exceptions import (
     InvalidArguments,
     TaskNotRunnable,
 )
-from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.headers import DATABASE_HEADER
 from celery_admin_runner.model_tasks import model_tasks_of
@@ -171,7 +168,7 @@ class ObjectTasks(ObjectRuns):
             return self._ask_one(request, obj, task, preview)
         if task.info.rule.reason and not reason_of(request):
             return self._ask_one(request, obj, task, preview, _("This task needs a reason."))
-        if repeated := self.unknown_run(request, task, TaskRunRecord.objects.for_object(obj)):
+        if repeated := self.repeated(request, task, TaskRunRecord.objects.for_object(obj)):
             return self._ask_one(request, obj, task, preview, repeated=repeated)
         return self._run_one(request, obj, task)
 
@@ -257,12 +254,11 @@ class ObjectTasks(ObjectRuns):
         mine = among.of_task(task.name).filter(run_by=request.user.pk)
         return mine.order_by("-pk").first()
 
-    def unknown_run(
+    def repeated(
         self, request: HttpRequest, task: OfferedTask, among: TaskRunRecordQuerySet
     ) -> TaskRunRecord | None:
         """Return the run that a page of which the button was pressed twice has made already."""
-        newest, known = self.newest_run(request, task, among), request.POST.get(KNOWN, "")
-        return newest if newest and newest.pk > (run_key(known) or 0) else None
+        return repeated_run(request, self.newest_run(request, task, among))
 
     def question(
         self,
@@ -274,18 +270,14 @@ class ObjectTasks(ObjectRuns):
         repeated: TaskRunRecord | None,
     ) -> dict[str, Any]:
         """Return what every page shows that asks before it runs a task."""
-        repeated_url = repeated and links.record_url(self.admin_site, request, repeated)
-        return {
-            "known": key_of(self.newest_run(request, task, among)),
-            "digest": digest_of(previews),
-            "reason_field": REASON,
-            "needs_reason": task.info.rule.reason,
-            "reason": request.POST.get(REASON, ""),
-            "errors": error,
-            "repeated": repeated,
-            "repeated_url": repeated_url or "",
-            "media": self.media + forms.Media(css={"all": [TASKS_CSS]}),
-        }
+        return self.before_starting(
+            request,
+            previews,
+            self.newest_run(request, task, among),
+            needs_reason=task.info.rule.reason,
+            error=error,
+            repeated=repeated,
+        )
 
 
 def runs_about(objects: Sequence[Model]) -> TaskRunRecordQuerySet:

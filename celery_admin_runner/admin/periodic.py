@@ -12,7 +12,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar
 
-from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
@@ -34,23 +33,16 @@ from celery_admin_runner.admin.questions import (
     AskingAdmin,
     digest_of,
     is_confirmed,
+    reason_of,
+    repeated_run,
     yes_now,
 )
-from celery_admin_runner.admin.retry import (
-    KNOWN,
-    NOT_SENT,
-    REASON,
-    TASKS_CSS,
-    key_of,
-    reason_of,
-    unsent_text,
-)
+from celery_admin_runner.admin.retry import NOT_SENT, unsent_text
 from celery_admin_runner.admin.run_views import RECENT_FIELDS, RECENT_RUNS, recent_run
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.calls import prepare_call
 from celery_admin_runner.encoding import readable_text
 from celery_admin_runner.exceptions import InvalidArguments, TaskNotRunnable
-from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.options import plain_options, stored_options
@@ -187,7 +179,7 @@ class PeriodicTaskRunMixin(AskingAdmin):
             return self._ask_one(request, asked)
         if asked.info.rule.reason and not reason_of(request):
             return self._ask_one(request, asked, _("This task needs a reason."))
-        if repeated := self._unknown_run(request, [asked]):
+        if repeated := repeated_run(request, self._newest_run(request, [asked])):
             return self._ask_one(request, asked, repeated=repeated)
         return self._run_one(request, asked)
 
@@ -240,7 +232,7 @@ class PeriodicTaskRunMixin(AskingAdmin):
             return self._ask_several(request, every)
         if _needs_reason(ready) and not reason_of(request):
             return self._ask_several(request, every, _("One of these tasks needs a reason."))
-        if repeated := self._unknown_run(request, ready):
+        if repeated := repeated_run(request, self._newest_run(request, ready)):
             return self._ask_several(request, every, repeated=repeated)
         self._run_several(request, ready)
         return self.back_to_list(request)
@@ -346,11 +338,6 @@ class PeriodicTaskRunMixin(AskingAdmin):
         names = [one.periodic_task.name for one in asked]
         return mine.filter(periodic_task_name__in=names).order_by("-pk").first()
 
-    def _unknown_run(self, request: HttpRequest, asked: Sequence[Asked]) -> TaskRunRecord | None:
-        """Return the run that a page of which the button was pressed twice has made already."""
-        newest, known = self._newest_run(request, asked), request.POST.get(KNOWN, "")
-        return newest if newest and newest.pk > (run_key(known) or 0) else None
-
     def _question(
         self,
         request: HttpRequest,
@@ -358,18 +345,14 @@ class PeriodicTaskRunMixin(AskingAdmin):
         error: str,
         repeated: TaskRunRecord | None,
     ) -> dict[str, Any]:
-        repeated_url = repeated and links.record_url(self.admin_site, request, repeated)
-        return {
-            "known": key_of(self._newest_run(request, ready)),
-            "digest": digest_of(_previews(ready)),
-            "reason_field": REASON,
-            "needs_reason": _needs_reason(ready),
-            "reason": request.POST.get(REASON, ""),
-            "errors": error,
-            "repeated": repeated,
-            "repeated_url": repeated_url or "",
-            "media": self.media + forms.Media(css={"all": [TASKS_CSS]}),
-        }
+        return self.before_starting(
+            request,
+            _previews(ready),
+            self._newest_run(request, ready),
+            needs_reason=_needs_reason(ready),
+            error=error,
+            repeated=repeated,
+        )
 
 
 def _previews(ready: Sequence[Asked]) -> list[Preview]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
@@ -24,8 +25,9 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
 from celery_admin_runner.admin import display
-from celery_admin_runner.admin.links import model_url, record_address
+from celery_admin_runner.admin.links import model_url, record_address, record_url
 from celery_admin_runner.admin.sheets import Preview
+from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.models import TaskRunRecord
 
@@ -33,6 +35,12 @@ from celery_admin_runner.models import TaskRunRecord
 CONFIRMED = "_confirmed"
 #: The style sheet of these pages, and of the buttons that lead to them.
 QUESTIONS_CSS = "celery_admin_runner/questions.css"
+#: The style sheet of what is sent, as it is shown before.
+TASKS_CSS = "celery_admin_runner/tasks.css"
+#: The field with why something is run.
+REASON = "reason"
+#: The field with the newest such run, by this user, that the page with the button knew of.
+KNOWN = "known"
 #: So many runs can be cancelled, or run again, at once.
 MAX_SELECTED = 100
 #: So many different obstacles are told of after several were asked for.
@@ -142,6 +150,32 @@ class AskingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             text=text,
         )
 
+    def before_starting(
+        self,
+        request: HttpRequest,
+        previews: Sequence[Preview],
+        newest: TaskRunRecord | None,
+        *,
+        needs_reason: bool,
+        error: str = "",
+        repeated: TaskRunRecord | None = None,
+    ) -> dict[str, Any]:
+        """Return what a page shows that asks before it starts runs.
+
+        ``newest`` is the newest such run, and ``repeated`` a ``repeated_run``.
+        """
+        return {
+            "known": key_of(newest),
+            "digest": digest_of(previews),
+            "reason_field": REASON,
+            "needs_reason": needs_reason,
+            "reason": request.POST.get(REASON, ""),
+            "errors": error,
+            "repeated": repeated,
+            "repeated_url": (repeated and record_url(self.admin_site, request, repeated)) or "",
+            "media": self.media + forms.Media(css={"all": [TASKS_CSS]}),
+        }
+
     def log_runs(self, request: HttpRequest, runs: Sequence[TaskRunRecord], text: str) -> None:
         """Leave a LogEntry for each of these runs."""
         LogEntry.objects.log_actions(
@@ -188,6 +222,26 @@ def yes_now(number: int) -> str:
     """Return the text of the button that runs so many at once; "" for none."""
     text = ngettext("Yes, run it now", "Yes, run these %(count)s now", number)
     return text % {"count": number} if number else ""
+
+
+def key_of(run: TaskRunRecord | None) -> str:
+    """Return a run's primary key for the field KNOWN; no run's is 0."""
+    return str(run.pk if run else 0)
+
+
+def repeated_run(request: HttpRequest, newest: TaskRunRecord | None) -> TaskRunRecord | None:
+    """Return the run that a page of which the button was pressed twice has made already.
+
+    ``newest`` is the newest such run of this user. Of two requests at the very same moment
+    neither sees the other's run.
+    """
+    known = run_key(request.POST.get(KNOWN, "")) or 0
+    return newest if newest and newest.pk > known else None
+
+
+def reason_of(request: HttpRequest) -> str:
+    """Return why something is run, as every database can store it."""
+    return storable_text(request.POST.get(REASON, "").strip())
 
 
 def digest_of(previews: Iterable[Preview]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
@@ -16,15 +15,16 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_admin_runner.admin.questions import (
-    CONFIRMED,
     POST,
     READ_OR_POST,
     AskingAdmin,
     digest_of,
     is_confirmed,
+    reason_of,
+    repeated_run,
 )
 from celery_admin_runner.admin.sheets import Preview
-from celery_admin_runner.encoding import readable_text, storable_text
+from celery_admin_runner.encoding import readable_text
 from celery_admin_runner.exceptions import (
     AlreadyActive,
     InvalidArguments,
@@ -32,20 +32,12 @@ from celery_admin_runner.exceptions import (
     TaskNotFound,
 )
 from celery_admin_runner.forms.initial import seconds_to_expire
-from celery_admin_runner.forms.keys import run_key
 from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.registry import Rule, get_task_info
 from celery_admin_runner.runner import RUN_PERMISSION, TaskRunner, lost_text
 from celery_admin_runner.states import State
-
-#: The field with why the runs are run again.
-REASON = "reason"
-#: The field with the newest run again, by this user, that the page with the button knew of.
-KNOWN = "known"
-TASKS_CSS = "celery_admin_runner/tasks.css"
-
 
 #: The states of a new run that nobody sent, as ``unsent_text`` tells.
 NOT_SENT = frozenset({State.UNSENT, State.IGNORED})
@@ -116,7 +108,7 @@ class RetryAdmin(AskingAdmin):
             return self._ask_again(request, run, preview, rule)
         if rule.reason and not reason:
             return self._ask_again(request, run, preview, rule, _("This task needs a reason."))
-        if repeated := self.unknown_retry(request, [run]):
+        if repeated := repeated_run(request, self.newest_retry(request, [run])):
             return self._ask_again(request, run, preview, rule, repeated=repeated)
         return self._run_again(request, run, runner, reason)
 
@@ -136,8 +128,14 @@ class RetryAdmin(AskingAdmin):
             form_url=self.view_url("run_again", run.pk),
             yes=_("Yes, run it"),
             previews=[preview],
-            **self._question(request, [run], [preview], rule.reason, error),
-            **self._repetition(repeated),
+            **self.before_starting(
+                request,
+                [preview],
+                self.newest_retry(request, [run]),
+                needs_reason=rule.reason,
+                error=error,
+                repeated=repeated,
+            ),
             **self.about(run),
         )
 
@@ -177,7 +175,7 @@ class RetryAdmin(AskingAdmin):
         reason = reason_of(request)
         if not reason and _needs_reason(again):
             return self._ask_selected(request, runs, _("One of these tasks needs a reason."))
-        if repeated := self.unknown_retry(request, again):
+        if repeated := repeated_run(request, self.newest_retry(request, again)):
             return self._ask_selected(request, runs, repeated=repeated)
         self._tell(request, self._retry_all(request, again, runner, reason))
         return self.back_to_list(request)
@@ -202,8 +200,14 @@ class RetryAdmin(AskingAdmin):
             yes=_yes(len(again)),
             items=[self.item(run, _line(run)) for run in again],
             left_out=[self.item(run, obstacles[run.pk]) for run in runs if obstacles[run.pk]],
-            **self._question(request, again, previews, _needs_reason(again), error),
-            **self._repetition(repeated),
+            **self.before_starting(
+                request,
+                previews,
+                self.newest_retry(request, again),
+                needs_reason=_needs_reason(again),
+                error=error,
+                repeated=repeated,
+            ),
         )
 
     def _tell(self, request: HttpRequest, outcome: Outcome) -> None:
@@ -226,39 +230,6 @@ class RetryAdmin(AskingAdmin):
         mine = self.get_queryset(request).filter(run_by=request.user.pk)
         newest: TaskRunRecord | None = mine.filter(retry_of__in=runs).order_by("-pk").first()
         return newest
-
-    def unknown_retry(
-        self, request: HttpRequest, runs: Sequence[TaskRunRecord]
-    ) -> TaskRunRecord | None:
-        """Return the run that a page of which the button was pressed twice has made already.
-
-        Of two requests at the very same moment neither sees the other's run.
-        """
-        newest, known = self.newest_retry(request, runs), request.POST.get(KNOWN, "")
-        return newest if newest and newest.pk > (run_key(known) or 0) else None
-
-    def _repetition(self, again: TaskRunRecord | None) -> dict[str, Any]:
-        """Return what a page shows of the run that there is already."""
-        return {"repeated": again, "repeated_url": self.run_url(again) if again else ""}
-
-    def _question(
-        self,
-        request: HttpRequest,
-        runs: Sequence[TaskRunRecord],
-        previews: Sequence[Preview],
-        needs_reason: bool,
-        error: str,
-    ) -> dict[str, Any]:
-        return {
-            "known": key_of(self.newest_retry(request, runs)),
-            "digest": digest_of(previews),
-            "confirmed_field": CONFIRMED,
-            "reason_field": REASON,
-            "needs_reason": needs_reason,
-            "reason": request.POST.get(REASON, ""),
-            "errors": error,
-            "media": self.media + forms.Media(css={"all": [TASKS_CSS]}),
-        }
 
     def _retry_all(
         self,
@@ -312,16 +283,6 @@ def obstacle_of(run: TaskRunRecord, runner: TaskRunner) -> str:
     if run.has_masked_arguments or has_mask(run.options):
         return _("A secret of it is not stored: use “Edit and run again” on its page.")
     return "" if run.can_be_repeated else lost_text(run)
-
-
-def key_of(run: TaskRunRecord | None) -> str:
-    """Return a run's primary key for the field KNOWN; no run's is 0."""
-    return str(run.pk if run else 0)
-
-
-def reason_of(request: HttpRequest) -> str:
-    """Return why it is run again, as every database can store it."""
-    return storable_text(request.POST.get(REASON, "").strip())
 
 
 def preview_of(run: TaskRunRecord) -> Preview:

@@ -20,8 +20,8 @@ from celery_admin_runner.admin.export import RunExportMixin
 from celery_admin_runner.admin.links import run_page_url
 from celery_admin_runner.admin.live import RunLiveMixin
 from celery_admin_runner.admin.move import MoveAdmin
-from celery_admin_runner.admin.questions import QUESTIONS_CSS
-from celery_admin_runner.admin.retry import RetryAdmin, key_of, obstacle_of
+from celery_admin_runner.admin.questions import QUESTIONS_CSS, key_of
+from celery_admin_runner.admin.retry import RetryAdmin, obstacle_of
 from celery_admin_runner.admin.run_page import RunFields, has_content, links_of
 from celery_admin_runner.admin.send_again import SendAgainAdmin, shown_doubt
 from celery_admin_runner.exceptions import TaskNotFound

@@ -12,8 +12,7 @@ from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.admin import display
-from celery_admin_runner.admin.questions import POST, AskingAdmin, is_confirmed
-from celery_admin_runner.admin.retry import TASKS_CSS
+from celery_admin_runner.admin.questions import POST, TASKS_CSS, AskingAdmin, is_confirmed
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.encoding import readable_text
 from celery_admin_runner.exceptions import NotSendable
