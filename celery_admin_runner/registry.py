@@ -120,10 +120,10 @@ def known_names() -> Collection[str] | None:
     """Return the names of all registered tasks; None if they can't be imported, or not yet."""
     if is_importing():
         return None
-    attempt = Attempt()
-    with attempt:
-        return celery_app().tasks.keys()
-    return None
+    names: Collection[str] | None = None
+    with Attempt():
+        names = celery_app().tasks.keys()
+    return names
 
 
 def is_internal(task_name: str) -> bool:

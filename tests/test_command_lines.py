@@ -105,6 +105,20 @@ def test_a_flag_that_is_not_given_is_the_other_answer(default: Any) -> None:
     assert not parsed(define, quick=False).get("quick")
 
 
+def test_a_flag_that_is_required_has_one_answer() -> None:
+    found = only(lambda parser: parser.add_argument("--yes", action="store_true", required=True))
+
+    assert (found.annotation_text, found.is_required) == ("Literal[True]", True)
+    with pytest.raises(ValueError, match="True"):
+        found.adapter.validate_python(False)
+
+
+def test_a_flag_that_says_no_needs_no_help_text() -> None:
+    found = only(lambda parser: parser.add_argument("--no-mail", dest="m", action="store_false"))
+
+    assert found.help_text == "No means --no-mail."
+
+
 def test_a_flag_that_changes_nothing_has_one_answer() -> None:
     parameter = only(lambda parser: parser.add_argument("-q", action="store_true", default=True))
 
@@ -272,6 +286,14 @@ def test_no_value_names_a_file_with_more_words() -> None:
 
     assert sorted(found) == ["name", "tags"]
     assert "would read a file" in found["name"][0]
+
+
+def test_an_option_is_not_given_a_thousand_million_times() -> None:
+    found = only(lambda parser: parser.add_argument("-d", action="count", default=1))
+
+    assert found.adapter.validate_python(101) == 101
+    with pytest.raises(ValueError, match="less than or equal to 101"):
+        found.adapter.validate_python(10**9)
 
 
 def test_a_short_option_is_not_smuggled_in_with_a_space() -> None:

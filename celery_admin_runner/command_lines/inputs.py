@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 from django.utils.translation import gettext_lazy
 
 from celery_admin_runner.annotations import union_of
@@ -38,6 +38,8 @@ from celery_admin_runner.parameters import Default, Parameter
 
 #: What argparse takes for a value though it begins with a dash.
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+#: So often an option that is counted can be given: each time is a word.
+_COUNT_MAX = 100
 #: Types of constants that travel as they are, and that a Literal can name.
 _PLAIN = (str, int, bool)
 
@@ -121,7 +123,10 @@ def constants_input(parser: ArgumentParser, actions: Sequence[Action], name: str
     if len(consts) == 1 and isinstance(consts[0], bool) and default in (None, SUPPRESS):
         # Not given is as good as the other answer.
         default = not consts[0]
-    if default is None or (default != SUPPRESS and type(default) in _PLAIN):
+    if any(map(is_required, actions)):
+        # Then none of them is no answer.
+        default = None
+    elif default is None or (default != SUPPRESS and type(default) in _PLAIN):
         consts.append(default)
     elif len(consts) == 1:
         return _flag(parser, actions[0], name)
@@ -154,8 +159,9 @@ def _count(parser: ArgumentParser, action: Action, name: str) -> Input:
     """Return the number of ``-vvv``, which argparse counts from the default on."""
     start = action.default if isinstance(action.default, int) else 0
     at_least = start + 1 if action.required else start
+    annotation: Any = Annotated[int, Ge(at_least), Le(start + _COUNT_MAX)]
     return Input(
-        parameter=_parameter(parser, [action], name, Annotated[int, Ge(at_least)], start),
+        parameter=_parameter(parser, [action], name, annotation, start),
         actions=(action,),
         words=lambda value: [option_of(action)] * (value - start),
     )

@@ -28,6 +28,8 @@ def help_texts(parser: ArgumentParser, actions: Sequence[Action], name: str) -> 
         is_no = isinstance(action, argparse._StoreConstAction) and action.const is False
         if is_no and len(actions) == 1:
             no = gettext_lazy("No means %(option)s: %(text)s")
+            if not text:
+                no = gettext_lazy("No means %(option)s.")
             yield filled(no, option=called, text=text)
             continue
         is_alike = plain_name(called) == plain_name(name) and len(actions) == 1
