@@ -74,6 +74,8 @@ class DatabaseBackend(GroupBackend):  # type: ignore[misc]
     hides is stored nowhere: ``get()`` gives the mask in its place.
     """
 
+    #: Whoever ends a task by its id ends the row of its run.
+    keeps_runs = True
     READY_STATES = READY_STATES
     UNREADY_STATES = states.UNREADY_STATES - {states.IGNORED}
 

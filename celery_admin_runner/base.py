@@ -28,6 +28,8 @@ logger = logging.getLogger("celery_admin_runner")
 #: The attribute of a task's request by which our receiver says that the journal refused the
 #: start: the run was cancelled before.
 REFUSED = "celery_admin_runner_refused"
+#: Set on a task's request when the task was replaced (``Task.replace``): its id lives on.
+REPLACED = "celery_admin_runner_replaced"
 #: The attribute of a task's request that says for how long calls are to be ignored if it
 #: succeeds (``set_ignore_task``), a timedelta.
 IGNORE_FOR = "celery_admin_runner_ignore_for"
@@ -383,6 +385,16 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
             if stated & _LIMITS:
                 stated |= _LIMITS
             options |= {name: value for name, value in defaults.items() if name not in stated}
+
+    def on_replace(self, sig: Any) -> Any:
+        """Send what takes the place of the task (``replace``), as Celery does.
+
+        Of a chain, a group or a chord only the last task has the id of this run. Our result
+        backend ends the row by the id, so it goes on until then.
+        """
+        if getattr(self.backend, "keeps_runs", False):
+            setattr(self.request, REPLACED, True)
+        return super().on_replace(sig)
 
     def is_processing(self, args: Any = None, kwargs: Any = None) -> bool:
         """Tell whether the same call of this unique task is active: another would join it.

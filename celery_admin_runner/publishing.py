@@ -29,6 +29,7 @@ from django.db import DatabaseError, IntegrityError, connections, router, transa
 from django.db.models import Model
 from django.utils import timezone
 
+from celery_admin_runner.base import REPLACED
 from celery_admin_runner.conf import settings
 from celery_admin_runner.contexts import PlainContext
 from celery_admin_runner.encoding import FORCED, storable_text, to_plain
@@ -51,8 +52,6 @@ from celery_admin_runner.redaction import masked, scrubbed
 from celery_admin_runner.registry import is_internal
 from celery_admin_runner.storing import StoredCall, stored_call
 
-#: Set on a task's request when the task was replaced (``Task.replace``): its id lives on.
-REPLACED = "celery_admin_runner_replaced"
 #: Headers that Celery's own protocol gives a message, those aside that a request knows.
 _PROTOCOL_HEADERS = {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
 _OWN_HEADERS = OF_THE_RUN | {PERIODIC_HEADER}

@@ -20,7 +20,7 @@ from celery.states import IGNORED, REJECTED
 from django.utils import timezone
 
 from celery_admin_runner import ignoring, publishing, runs, tracking
-from celery_admin_runner.base import REFUSED, DjangoTask
+from celery_admin_runner.base import REFUSED, REPLACED, DjangoTask
 from celery_admin_runner.calls import secrets_of
 from celery_admin_runner.encoding import text_of
 from celery_admin_runner.exceptions import RunCancelled
@@ -257,7 +257,7 @@ def _report_ignored(
         why = task_text(text_of(retval), _secrets(task, request))
         why = why or "Cancelled: it stopped itself."
         _report_end(request, State.REVOKED, why, **progress)
-    elif not getattr(request, publishing.REPLACED, False):
+    elif not getattr(request, REPLACED, False):
         _report_end(request, State.IGNORED, "The task asked to be ignored.", **progress)
 
 

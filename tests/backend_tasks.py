@@ -8,9 +8,10 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
-from celery import Task, chord, group, shared_task
+from celery import Task, chain, chord, group, shared_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
+from celery_admin_runner.base import DjangoTask
 from tests.tasks import add
 
 #: Values of the types that a result keeps.
@@ -66,6 +67,16 @@ def start_another() -> None:
 def become_a_chord(self: Task) -> int:
     """Be replaced by a chord."""
     raise self.replace(chord([add.s(1), add.s(2)], total.s()))
+
+
+@shared_task(bind=True, base=DjangoTask, unique=True, stale_time_limit=600)
+def become(self: DjangoTask, what: str) -> int:
+    """Be replaced as asked, with a row."""
+    if what == "chain":
+        raise self.replace(chain(add.s(1), add.s(10)))
+    if what == "group":
+        raise self.replace(group(add.s(1), add.s(2)))
+    raise self.replace(chain(sell.si("tea"), add.s(1)))
 
 
 @shared_task

@@ -213,6 +213,24 @@ def test_a_task_that_is_replaced_by_a_chord_has_its_result():
     assert result.get(**PATIENCE) == 7
 
 
+@pytest.mark.parametrize(("what", "value"), [("chain", 13), ("group", [3, 4])])
+def test_a_run_that_is_replaced_by_a_canvas_has_its_result(what, value):
+    result = task("become", what).delay()
+
+    assert result.get(**PATIENCE) == value
+    run = run_of(result)
+    assert (run.state, run.result, run.active_key) == (State.SUCCESS, value, None)
+
+
+def test_a_run_that_is_replaced_by_a_chain_that_fails_fails():
+    result = task("become", "failure").delay()
+
+    with pytest.raises(OutOfStock):
+        result.get(**PATIENCE)
+    run = run_of(result)
+    assert (run.state, run.active_key) == (State.FAILURE, None)
+
+
 def test_a_chord_whose_header_fails_raises_and_calls_its_errback(tmp_path):
     noted = tmp_path / "noted"
     body = task("total").on_error(task("note_failure", path=str(noted)))
