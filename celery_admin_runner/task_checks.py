@@ -135,9 +135,12 @@ def _sameness_problems(task: Task) -> Iterator[checks.CheckMessage]:
         # Then it says alone which calls are the same.
         return
     names = [task.unique_on] if isinstance(task.unique_on, str) else task.unique_on
-    parameters = signature_of(task).parameters
-    known = [item.name for item in parameters]
-    takes_any = any(item.kind is Parameter.VAR_KEYWORD for item in parameters)
+    signature = signature_of(task)
+    if signature.problem:
+        # A command that can't be read, maybe because the database is still to be migrated.
+        return
+    known = [item.name for item in signature.parameters]
+    takes_any = any(item.kind is Parameter.VAR_KEYWORD for item in signature.parameters)
     for name in names:
         if name not in known and not takes_any:
             yield checks.Error(

@@ -277,6 +277,13 @@ def test_a_command_that_is_unique_by_what_it_has_not_is_an_error(shop):
     assert [(identity, name) for identity, name, _text in told()] == [("E017", "command.clear")]
 
 
+def test_a_command_that_cannot_be_read_yet_keeps_nobody_from_migrating(shop):
+    options = {"command": "try_broken", "unique_on": ["company"]}
+    shop.task(name="command.broken", shared=False, base=CommandTask, **options)(nothing)
+
+    assert told() == []
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
