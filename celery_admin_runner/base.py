@@ -271,10 +271,6 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         savepoint, leaves nothing. What goes wrong when the call is sent is raised by the commit,
         as with Celery.
         """
-        check = getattr(self, "__header__", None) if self.typing else None
-        if check is not None:
-            # Celery 5.7 would do so after the commit, when nobody can put it right any more.
-            check(*(args or ()), **(kwargs or {}))
         invoke = partial(_invoke_on_commit, using=using or DEFAULT_DB_ALIAS)
         handle: OnCommitResult = self.apply_async(args, kwargs, **options, **{_INVOKE: invoke})
         return handle
@@ -575,6 +571,10 @@ def _announced(invocation: Invocation, using: str) -> Callable[[], AsyncResult] 
 def _invoke_on_commit(invocation: Invocation, *, using: str) -> OnCommitResult:
     """Let a call wait for the commit of this database; outside of a transaction: answer now."""
     task = invocation.task
+    check = getattr(task, "__header__", None) if task.typing else None
+    if check is not None:
+        # Celery 5.7 would do so after the commit, when nobody can put it right any more.
+        check(*invocation.args, **invocation.kwargs)
     send: Callable[[], AsyncResult] = partial(_invoke, invocation)
     if transaction.get_connection(using).in_atomic_block:
         send = _announced(invocation, using) or send

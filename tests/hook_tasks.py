@@ -98,14 +98,14 @@ class TenantTask(DjangoTask):
     """Has an ``apply_async`` of its own, as many projects do."""
 
     def apply_async(self, args=None, kwargs=None, **options):
-        headers = {**(options.get("headers") or {}), "tenant": "north"}
-        return super().apply_async(args, kwargs, **{**options, "headers": headers})
+        kwargs = {**(kwargs or {}), "tenant": "north"}
+        return super().apply_async(args, kwargs, **options)
 
 
 @shared_task(base=TenantTask, track=True)
-def of_a_tenant(number: int = 1) -> int:
-    """Have a header whoever calls."""
-    return number
+def of_a_tenant(*, tenant: str) -> str:
+    """Have an argument that no caller gives."""
+    return tenant
 
 
 @shared_task(base=HookedTask)

@@ -282,7 +282,7 @@ def test_an_error_of_a_hook_hides_no_end_of_a_run(db, caplog, end):
         of_a_tenant.delay_on_commit,
         of_a_tenant.apply_async_on_commit,
         lambda: of_a_tenant.apply_async_and_get_result(timeout=0),
-        lambda: TaskRunner().run(of_a_tenant.name),
+        lambda: TaskRunner().run(of_a_tenant.name, kwargs={"tenant": "south"}),
     ],
 )
 @pytest.mark.django_db(transaction=True)
@@ -290,7 +290,7 @@ def test_an_apply_async_of_a_project_is_asked_however_a_task_is_called(call):
     with messages_sent() as sent, suppress(TimeoutError):
         call()
 
-    assert [message["headers"]["tenant"] for message in sent] == ["north"]
+    assert [message["body"][1] for message in sent] == [{"tenant": "north"}]
 
 
 def test_eager_calls_tell_their_hooks(monkeypatch):
