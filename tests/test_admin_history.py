@@ -993,6 +993,19 @@ def test_the_task_that_was_meant_for_selected_objects_is_named(
     assert "'tests.export_reports'" in error.hint
 
 
+def test_one_name_is_no_list_of_tasks_for_selected_objects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ReportAdmin, "selection_tasks", "tests.export_reports")
+
+    [error] = SITE.get_model_admin(Report).check()
+
+    assert (error.id, error.hint) == (
+        "celery_admin_runner.E016",
+        "For example ['tests.export_reports'].",
+    )
+
+
 def test_tasks_that_cannot_be_imported_are_not_told_of_again(
     configure: Callable[..., None],
 ) -> None:

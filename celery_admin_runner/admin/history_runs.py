@@ -53,20 +53,26 @@ class ObjectAdmin(ModelAdmin):  # type: ignore[type-arg]
 
         Where the tasks can't be imported another check tells of that.
         """
+        return [*super().check(**kwargs), *self._selection_problems()]
+
+    def _selection_problems(self) -> Iterator[CheckMessage]:
         known = known_names()
-        unknown = [] if known is None else [x for x in self.selection_tasks if x not in known]
-        return [
-            *super().check(**kwargs),
-            *(
-                Error(
-                    f"The value of 'selection_tasks' names {name!r}, which is no task.",
-                    hint=_names_hint(name, known or ()),
-                    obj=type(self),
-                    id="celery_admin_runner.E016",
-                )
-                for name in unknown
-            ),
-        ]
+        if isinstance(self.selection_tasks, str):
+            yield Error(
+                "The value of 'selection_tasks' should be a list or tuple of names.",
+                hint=f"For example {[self.selection_tasks]!r}.",
+                obj=type(self),
+                id="celery_admin_runner.E016",
+            )
+        elif known is not None:
+            for name in self.selection_tasks:
+                if name not in known:
+                    yield Error(
+                        f"The value of 'selection_tasks' names {name!r}, which is no task.",
+                        hint=_names_hint(name, known),
+                        obj=type(self),
+                        id="celery_admin_runner.E016",
+                    )
 
     def has_run_tasks_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Tell whether the user may run tasks about this object, or any: who may change it.
