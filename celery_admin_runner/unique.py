@@ -182,13 +182,28 @@ def _has_object(values: Any) -> bool:
 def stale_after(task: DjangoTask, own: OwnOptions, options: Mapping[str, Any]) -> timedelta:
     """Return after how long a unique run no longer keeps others from running.
 
-    That of the call, of the task, or UNIQUE_STALE_AFTER; else no run of this call can last
-    longer, by its hard time limit, its wait in a queue and its retries, of which a TaskQueue
-    may tell too. Raises ImproperlyConfigured, which says what is missing, if nothing tells.
+    That of the call, of the task, or UNIQUE_STALE_AFTER; else no run of this call, nor one of
+    the task by itself, can last longer, by its hard time limit, its wait in a queue and its
+    retries, of which a TaskQueue may tell too. Raises ImproperlyConfigured, which says what is
+    missing, if nothing tells.
     """
     for given in (own.stale_time_limit, task.stale_time_limit, settings.UNIQUE_STALE_AFTER):
         if given is not None:
             return given if isinstance(given, timedelta) else timedelta(seconds=given)
+    longest, missing = _longest(task, options)
+    if longest is None:
+        raise ImproperlyConfigured(
+            f"The unique task {task.name} needs stale_time_limit (or UNIQUE_STALE_AFTER), or "
+            f"what it follows from; of that it lacks {', '.join(missing)}."
+        )
+    # The run that has the key may last longer than this call lets its own: who may choose an
+    # ``expires``, or a queue, is not to take the key away by that.
+    usual, _missing = _longest(task, {})
+    return longest if usual is None else max(longest, usual)
+
+
+def _longest(task: DjangoTask, options: Mapping[str, Any]) -> tuple[timedelta | None, list[str]]:
+    """Return how long a run with these options can last; None: not known for want of these."""
     routed = dict(options)
     task.route(routed)
     limit = _option(task, routed, "time_limit", task.app.conf.task_time_limit)
@@ -196,12 +211,9 @@ def stale_after(task: DjangoTask, own: OwnOptions, options: Mapping[str, Any]) -
     needed = {"time_limit": limit, "expires": wait, "max_retries": task.max_retries}
     missing = [name for name, value in needed.items() if value is None]
     if missing or limit is None or wait is None or task.max_retries is None:
-        raise ImproperlyConfigured(
-            f"The unique task {task.name} needs stale_time_limit (or UNIQUE_STALE_AFTER), or "
-            f"what it follows from; of that it lacks {', '.join(missing)}."
-        )
+        return None, missing
     attempts = 1 + task.max_retries
-    return timedelta(seconds=wait + attempts * limit + _delays(task))
+    return timedelta(seconds=wait + attempts * limit + _delays(task)), []
 
 
 def _option(task: DjangoTask, options: Mapping[str, Any], name: str, default: Any = None) -> Any:

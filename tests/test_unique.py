@@ -300,6 +300,23 @@ def test_else_it_follows_from_the_longest_that_a_run_can_last(task_options, opti
     assert stale_after(options=options, **task_options) == seconds
 
 
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [({"expires": 1}, 110), ({"time_limit": 1}, 110), ({"expires": 200}, 210)],
+)
+def test_a_call_that_is_over_sooner_takes_no_key_sooner(options, seconds):
+    assert stale_after(options=options, time_limit=10, expires=100, max_retries=0) == seconds
+
+
+@pytest.mark.django_db
+def test_a_call_on_a_faster_queue_takes_no_key_sooner():
+    options = {"queue": "hooks-fast", "expires": 1}
+
+    found = stale_after(options=options, time_limit=100, expires=100, max_retries=0)
+
+    assert found == 200
+
+
 def test_a_moment_to_expire_is_as_far_as_it_is():
     options = {"expires": timezone.now() + timedelta(seconds=100)}
 
