@@ -19,11 +19,11 @@ from django.utils import timezone
 from celery_admin_runner import holding, ignoring, invocations, unique
 from celery_admin_runner.base import Invocation, announce
 from celery_admin_runner.dispatch import keep_claim
-from celery_admin_runner.invocations import Sameness
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.publishing import is_tracked_by_name
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.recording import database, journal, record
+from celery_admin_runner.sameness import Sameness
 from celery_admin_runner.states import State
 from celery_admin_runner.storing import StoredCall
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -25,27 +25,12 @@ from celery_admin_runner.models import NAME_MAX_LENGTH, TaskRunRecord
 from celery_admin_runner.recording import database, journal, record, report
 from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.registry import CELERY_PREFIX, get_task_info
+from celery_admin_runner.sameness import Sameness, sameness_of
 from celery_admin_runner.states import State
 from celery_admin_runner.storing import StoredCall, stored_call
 
 #: With these a call belongs to a canvas, of which somebody counts, or waits for, each member.
 _CANVAS = ("group_id", "chord", "chain", "link", "link_error")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sameness:
-    """What a call has to do with calls that are the same."""
-
-    #: "": nothing.
-    key: str = ""
-    #: After how long another run no longer keeps it from running; None: none does.
-    limit: timedelta | None = None
-    is_ignoring: bool = False
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of its row."""
-        return {"unique_key": self.key, "active_key": None if self.limit is None else self.key}
 
 
 def connect() -> None:
@@ -92,18 +77,10 @@ def has_row(invocation: Invocation) -> bool:
 
 
 def sameness(invocation: Invocation) -> Sameness:
-    """Return what a call has to do with calls that are the same.
-
-    Raises what ``unique.key_of`` and ``unique.stale_after`` raise; nothing is written by then.
-    """
-    task, own = invocation.task, invocation.own
-    is_unique, is_ignoring = unique.is_unique(task, own), ignoring.is_ignoring(task, own)
-    if not is_unique and not is_ignoring:
-        return Sameness()
-    return Sameness(
-        key=unique.key_of(task, invocation.args, invocation.kwargs),
-        limit=unique.stale_after(task, own, invocation.options) if is_unique else None,
-        is_ignoring=is_ignoring,
+    """Return what a call has to do with calls that are the same; raises as ``sameness_of``."""
+    return sameness_of(
+        *(invocation.task, invocation.args, invocation.kwargs),
+        *(invocation.options, invocation.own),
     )
 
 

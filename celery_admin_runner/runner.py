@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -66,6 +66,7 @@ from celery_admin_runner.registry import (
     get_task_info,
 )
 from celery_admin_runner.rights import RUN_PERMISSION, Rights
+from celery_admin_runner.sameness import Sameness, sameness_of
 from celery_admin_runner.scheduling import kept_fields, move, obstacle
 from celery_admin_runner.signals import TaskRunSignal
 from celery_admin_runner.states import KEPT, State
@@ -475,15 +476,17 @@ class TaskRunner:
             raise InvalidArguments({ALL: [_("This task needs a reason.")]})
         task = find_task(info.name)
         call = prepare_call(task, args, kwargs, user=self.user, objects=self.objects)
-        same = _sameness(task, call, plain, now)
+        same = _sameness(task, call, plain)
+        success = ignoring.open_window(same.key, now, _database()) if same.is_ignoring else None
         enter = partial(
-            self._enter, info, task, call, plain, same, now=now, options=options, eta=eta
+            *(self._enter, info, task, call, plain, same, success),
+            **{"now": now, "options": options, "eta": eta},
         )
         if not isinstance(task, ModelTask):
             return enter(depends_on=depends_on, **fields)
         obj = task.object_in(call.args, call.kwargs)
         fields = {**fields, **_about(obj)}
-        if same.success is not None or not task.needs:
+        if success is not None or not task.needs:
             return enter(depends_on=depends_on, **fields)
 
         def write() -> TaskRunRecord:
@@ -529,7 +532,8 @@ class TaskRunner:
         task: Task,
         call: Call,
         plain: dict[str, Any],
-        same: _Sameness,
+        same: Sameness,
+        success: TaskRunRecord | None,
         *,
         now: datetime,
         options: Mapping[str, Any],
@@ -537,7 +541,10 @@ class TaskRunner:
         depends_on: Sequence[TaskRunRecord],
         **fields: Any,
     ) -> TaskRunRecord:
-        """Record a call that was checked, and send it on commit."""
+        """Record a call that was checked, and send it on commit.
+
+        ``success``: of the run since which it is ignored, if it is.
+        """
         stored, task_id = stored_options(plain), str(uuid4())
         kept = kept_fields(eta, depends_on, now)
         if kept and (call.has_secrets or has_mask(stored)):
@@ -546,8 +553,9 @@ class TaskRunner:
             )
         invocation = _told_of(task, call, task_id, plain)
         fate = kept or {"dispatch_id": uuid4(), "claimed_at": now}
-        if same.success is not None:
-            fate, depends_on = ignoring.ignored_fields(same.success, now), ()
+        if success is not None:
+            same, depends_on = replace(same, limit=None), ()
+            fate = ignoring.ignored_fields(success, now)
         run = self._record(
             call,
             now,
@@ -555,8 +563,7 @@ class TaskRunner:
             same.limit,
             **fate,
             task_id=task_id,
-            unique_key=same.key,
-            active_key=None if same.limit is None else same.key,
+            **same.fields,
             eta=eta,
             task_name=info.name,
             options=stored,
@@ -568,7 +575,7 @@ class TaskRunner:
             ),
             **fields,
         )
-        if same.success is not None and invocation is not None:
+        if success is not None and invocation is not None:
             result = ignoring.result_of(run)
             ignored = partial(invocation.tell, "on_invocation_ignored", result)
             transaction.on_commit(ignored, using=_database())
@@ -716,30 +723,12 @@ def _database() -> str:
     return str(router.db_for_write(TaskRunRecord))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sameness:
-    """What a call has to do with calls that are the same."""
-
-    #: "": nothing.
-    key: str = ""
-    #: After how long the same call no longer keeps it from running; None: it never does.
-    limit: timedelta | None = None
-    #: The run after whose success it is ignored.
-    success: TaskRunRecord | None = None
-
-
-def _sameness(task: Task, call: Call, options: Mapping[str, Any], now: datetime) -> _Sameness:
+def _sameness(task: Task, call: Call, options: Mapping[str, Any]) -> Sameness:
     """Return what a call has to do with calls that are the same; raises InvalidArguments."""
     try:
-        is_unique, is_ignoring = unique.is_unique(task), ignoring.is_ignoring(task)
-        if not is_unique and not is_ignoring:
-            return _Sameness()
-        key = unique.key_of(task, call.args, call.kwargs)
-        limit = unique.stale_after(task, unique.NOTHING_OWN, options) if is_unique else None
+        return sameness_of(task, call.args, call.kwargs, options)
     except (ImproperlyConfigured, NotEncodable) as error:
         raise InvalidArguments({ALL: [str(error)]}) from error
-    success = ignoring.open_window(key, now, _database()) if is_ignoring else None
-    return _Sameness(key=key, limit=None if success else limit, success=success)
 
 
 def _limit_again(task: Task, run: TaskRunRecord) -> timedelta | None:

@@ -40,7 +40,8 @@ LAYERS = (
     {"calls", "archive", "late", "startup", "results", "dispatch", "statements", "options"}
     | {"rights", "scheduling", "dependencies", "leases"},
     {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
-    {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"},
+    {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"}
+    | {"sameness"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
     {"forms", "receivers", "backends", "dispatcher", "invocations", "commands"},
     {"model_tasks"},
