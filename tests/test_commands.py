@@ -545,6 +545,13 @@ def test_nothing_waits_for_an_answer(monkeypatch: Any) -> None:
     assert input() == "yes"
 
 
+@pytest.mark.django_db
+def test_each_call_of_a_command_has_a_row_for_what_it_prints() -> None:
+    result = command_task("try_ending").delay("print")
+
+    assert TaskRunRecord.objects.get(task_id=result.id).args == ["print"]
+
+
 # With a worker
 
 
