@@ -478,10 +478,8 @@ class TaskRunner:
         call = prepare_call(task, args, kwargs, user=self.user, objects=self.objects)
         same = _sameness(task, call, plain)
         success = ignoring.open_window(same.key, now, _database()) if same.is_ignoring else None
-        enter = partial(
-            *(self._enter, info, task, call, plain, same, success),
-            **{"now": now, "options": options, "eta": eta},
-        )
+        checked = (info, task, call, plain, same, success)
+        enter = partial(self._enter, *checked, now=now, options=options, eta=eta)
         if not isinstance(task, ModelTask):
             return enter(depends_on=depends_on, **fields)
         obj = task.object_in(call.args, call.kwargs)
