@@ -14,7 +14,7 @@ class CeleryAdminRunnerConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register checks, receivers and the types that messages can carry."""
+        """Register checks, receivers and the types of messages; import the Celery app."""
         from celery_admin_runner import (
             announcing,
             bootsteps,
@@ -27,6 +27,7 @@ class CeleryAdminRunnerConfig(AppConfig):
             late,
             receivers,
             recording,
+            registry,
             startup,
             task_checks,
         )
@@ -44,3 +45,4 @@ class CeleryAdminRunnerConfig(AppConfig):
         startup.connect()
         bootsteps.connect()
         commands.connect()
+        registry.import_app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -88,6 +89,17 @@ def named_app() -> Celery:
     if settings.APP is None:
         return current_app._get_current_object()
     return import_string(settings.APP.replace(":", "."))
+
+
+def import_app() -> None:
+    """Import the app that APP names, so that it is Celery's current one from now on.
+
+    A shared task that is called before that would go to the broker of Celery's default app.
+    What can't be imported is left alone: a check tells of it.
+    """
+    if isinstance(settings.APP, str):
+        with suppress(ImportError):
+            named_app()
 
 
 def with_tasks(app: Celery) -> Celery:

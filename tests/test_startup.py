@@ -262,6 +262,14 @@ def test_starting_django_asks_no_database_no_broker_and_starts_no_thread():
     assert result.stdout == "seen: [] tasks imported: False\n", result.stderr
 
 
+def test_a_shared_task_goes_to_the_named_app_from_its_first_call_on():
+    # As in a web process, or a shell, where nobody else has imported the app.
+    tell = "from celery import current_app; print(current_app.main)"
+    result = in_a_process(WATCHED_SETUP + tell)
+
+    assert result.stdout == "tests\n", result.stderr
+
+
 def test_the_checks_pass_with_a_database_and_a_broker_that_refuse_connections():
     # Not on SQLite: there Django 6.1 asks the database itself, for each JSON field.
     result = in_a_process(
