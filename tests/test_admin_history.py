@@ -32,7 +32,7 @@ from celery_admin_runner.states import State
 from tests.brokers import broker_away
 from tests.celery_app import app
 from tests.factories import make_run, make_runs, make_superuser, make_user
-from tests.models import Coin, Parcel, Remark, Report
+from tests.models import Coin, OldReport, Parcel, Remark, Report
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 ON_COMMIT = pytest.mark.django_db(transaction=True)
@@ -61,7 +61,7 @@ SITE.register(CeleryTask, CeleryTaskAdmin)
 SITE.register(TaskRunRecord, TaskRunRecordAdmin)
 #: A site that has neither the journal nor the tasks.
 SMALL_SITE = admin.AdminSite(name="small")
-SMALL_SITE.register([Report, Parcel], RunHistoryAdmin)
+SMALL_SITE.register([Report, OldReport, Parcel], RunHistoryAdmin)
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("shop/", SITE.urls),
@@ -617,6 +617,20 @@ def test_the_form_takes_no_object_that_the_site_hides(client: Client) -> None:
     assert HIDDEN not in shown.text
     assert (forged.status_code, as_json.status_code) == (200, 200)
     assert not TaskRunRecord.objects.exists()
+
+
+@ON_COMMIT
+@pytest.mark.parametrize("task", [SHOUT, "tests.model_task_models.OldReport.burn"])
+def test_who_sees_an_object_by_a_proxy_only_runs_its_tasks_there(task: str) -> None:
+    client = client_of(make_user("run_celerytask", "tests.change_oldreport"))
+    report = make_report()
+    place = {"model": "oldreport", "site": "small"}
+
+    answer(client, client.get(url("run_task", report.pk, task, **place)))
+
+    assert TaskRunRecord.objects.get().task_name == task
+    assert TaskRunRecord.objects.get().obj == report
+    assert client.get(url("runs", report.pk, **place)).context["page"].paginator.count == 1
 
 
 def test_a_site_without_the_tasks_offers_none_that_needs_arguments() -> None:

@@ -32,7 +32,6 @@ from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.calls import prepare_call, wire_of
 from celery_admin_runner.encoding import from_plain
 from celery_admin_runner.exceptions import AlreadyActive, InvalidArguments, TaskNotRunnable
-from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.model_keys import ModelKey
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.registry import get_task
@@ -233,9 +232,9 @@ class SelectedObjects(ObjectTasks):
             return [], ""
         if not choice.is_one_run:
             return [preview_of(task, [wire_of(task.first, obj)]) for obj in objects], ""
-        viewer = Viewer(user=request.user, admin_site=self.admin_site)
+        named = get_task(task.name), [_keys(objects)], {}
         try:
-            call = prepare_call(get_task(task.name), [_keys(objects)], {}, objects=viewer.source)
+            call = prepare_call(*named, objects=self.objects_seen_by(request))
         except InvalidArguments as error:
             return [], refusal(error)
         return [preview_of(task, from_plain(call.stored_args))], ""

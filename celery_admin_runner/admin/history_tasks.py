@@ -10,7 +10,7 @@ from django.contrib.admin.utils import quote
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils import timezone
@@ -38,6 +38,7 @@ from celery_admin_runner.exceptions import (
 )
 from celery_admin_runner.forms.objects import Viewer
 from celery_admin_runner.headers import DATABASE_HEADER
+from celery_admin_runner.model_keys import ObjectSource
 from celery_admin_runner.model_tasks import model_tasks_of
 from celery_admin_runner.models import CeleryTask, Source, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
@@ -56,8 +57,21 @@ class ObjectTasks(ObjectRuns):
 
     def get_starter(self, request: HttpRequest) -> TaskRunner:
         """Return the runner that runs tasks for this user, and knows what this site hides."""
+        return TaskRunner(request.user, source=Source.ADMIN, objects=self.objects_seen_by(request))
+
+    def objects_seen_by(self, request: HttpRequest) -> ObjectSource:
+        """Return which objects the user may name: of this model those that are shown here.
+
+        Who sees them by a proxy may not see them by the model itself, which has the tasks.
+        """
         viewer = Viewer(user=request.user, admin_site=self.admin_site)
-        return TaskRunner(request.user, source=Source.ADMIN, objects=viewer.source)
+
+        def source(model: type[Model]) -> QuerySet[Any] | None:
+            if model._meta.concrete_model is self.opts.concrete_model:
+                return self.get_queryset(request)  # type: ignore[no-any-return]
+            return viewer.source(model)
+
+        return source
 
     def model_tasks(self) -> list[OfferedTask]:
         """Return the tasks on the model's methods."""
