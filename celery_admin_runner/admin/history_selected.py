@@ -232,9 +232,9 @@ class SelectedObjects(ObjectTasks):
             return [], ""
         if not choice.is_one_run:
             return [preview_of(task, [wire_of(task.first, obj)]) for obj in objects], ""
-        named = get_task(task.name), [_keys(objects)], {}
+        seen = self.objects_seen_by(request)
         try:
-            call = prepare_call(*named, objects=self.objects_seen_by(request))
+            call = prepare_call(get_task(task.name), [_keys(objects)], {}, objects=seen)
         except InvalidArguments as error:
             return [], refusal(error)
         return [preview_of(task, from_plain(call.stored_args))], ""
