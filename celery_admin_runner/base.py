@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -575,6 +576,9 @@ def _invoke_on_commit(invocation: Invocation, *, using: str) -> OnCommitResult:
     if check is not None:
         # Celery 5.7 would do so after the commit, when nobody can put it right any more.
         check(*invocation.args, **invocation.kwargs)
+    # As they are now: who calls in a loop may change them before the commit.
+    given = {"args": copy(invocation.args), "kwargs": copy(invocation.kwargs)}
+    invocation = replace(invocation, **given)
     send: Callable[[], AsyncResult] = partial(_invoke, invocation)
     if transaction.get_connection(using).in_atomic_block:
         send = _announced(invocation, using) or send

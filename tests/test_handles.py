@@ -110,6 +110,20 @@ def test_the_arguments_of_a_call_are_those_of_delay():
 
 
 @pytest.mark.parametrize("task", [double, tracked_double])
+def test_the_arguments_of_a_call_are_those_that_it_was_made_with(task):
+    args, kwargs = [0], {"factor": 0}
+    with messages_sent() as sent, transaction.atomic():
+        for number in (1, 2):
+            args[0] = kwargs["factor"] = number
+            task.apply_async_on_commit(args, kwargs)
+
+    assert [message["body"][:2] for message in sent] == [
+        ([1], {"factor": 1}),
+        ([2], {"factor": 2}),
+    ]
+
+
+@pytest.mark.parametrize("task", [double, tracked_double])
 def test_outside_of_a_transaction_a_call_is_sent_now(task):
     with messages_sent() as sent:
         handle = task.delay_on_commit(3)
