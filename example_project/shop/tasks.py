@@ -267,7 +267,12 @@ def import_prices(supplier: Literal["north", "south"], seconds: float = 20) -> s
     return f"The prices of the supplier in the {supplier} are taken over"
 
 
-@shared_task(ignore_task_after_success=True, ignore_task_timedelta=timedelta(hours=1))
+@shared_task(
+    unique=True,
+    stale_time_limit=600,
+    ignore_task_after_success=True,
+    ignore_task_timedelta=timedelta(hours=1),
+)
 def send_receipt(order: Order) -> str:
     """Send the customer the receipt of an order; nobody gets it twice within an hour.
 
