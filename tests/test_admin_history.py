@@ -426,6 +426,19 @@ def test_a_button_that_is_pressed_twice_asks_again(client: Client) -> None:
 
 
 @ON_COMMIT
+def test_a_site_without_the_journal_has_no_link_to_the_run_that_was_asked_for() -> None:
+    client = client_of(make_superuser())
+    name = "tests.model_task_models.Report.shout"
+    shown = client.get(url("run_task", make_report().pk, name, site="small"))
+    answer(client, shown)
+    finish()
+
+    again = answer(client, shown)
+
+    assert f": {TaskRunRecord.objects.get().task_id} is the new run." in again.text
+
+
+@ON_COMMIT
 def test_while_a_run_is_active_the_button_says_so_and_links_to_it(client: Client) -> None:
     report = make_report()
     shown = client.get(run_url(report, "shout"))
