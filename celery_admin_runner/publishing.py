@@ -126,6 +126,9 @@ def track(
     task_id = headers.get("id")
     if task_id is None or marks_run(headers, task_id) or _continues_run(headers, task_id):
         return
+    if _beat.is_set():
+        # Nobody starts what beat sends, whatever the headers of an entry, which people edit, say.
+        headers.pop(ROW_HEADER, None)
     if not is_tracked_by_name(task_name):
         _pass_on_user(headers)
         return

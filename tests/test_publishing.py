@@ -26,6 +26,7 @@ from celery_admin_runner.states import State
 from tests.brokers import broker_away
 from tests.celery_app import app
 from tests.factories import make_run, make_user
+from tests.publishes import messages_sent
 from tests.tasks import (
     add,
     tracked_add,
@@ -190,6 +191,21 @@ def test_what_celery_beat_sends_is_periodic(monkeypatch):
     result = beat.apply_async(entry, advance=False)
 
     assert run_of(result.id).source == Source.PERIODIC
+
+
+def test_an_entry_of_a_schedule_says_of_nobody_that_he_started_it(monkeypatch):
+    monkeypatch.setattr(publishing, "_beat", Event())
+    beat = Scheduler(app=app, lazy=True)
+    options = {"queue": NOWHERE, "headers": {ROW_HEADER: [1, "1", "root"], "tenant": "x"}}
+    entry = beat.Entry("often", "tests.tasks.add", args=(1,), app=app, options=options)
+    signals.beat_init.send(sender=beat)
+
+    with messages_sent() as sent:
+        beat.apply_async(entry, advance=False)
+
+    [message] = sent
+    assert ROW_HEADER not in message["headers"]
+    assert message["headers"]["tenant"] == "x"
 
 
 @pytest.mark.django_db(transaction=True)
