@@ -109,16 +109,18 @@ def _send(
     if not keep_claim(run):
         return invocation.task.AsyncResult(run.task_id)
     now, is_member = timezone.now(), invocations.is_in_canvas(invocation)
-    if same.is_ignoring and not is_member:
-        success = record(lambda: ignoring.open_window(same.key, now, database()))
-        if success is not None and _end(run, ignoring.ignored_fields(success, now)):
-            return invocations.ignored_result(invocation, run)
+    must_look = same.is_ignoring and not is_member
+    if must_look and _end_ignored(run, same, now):
+        return invocations.ignored_result(invocation, run)
     try:
         _take_key(run, same, now)
     except unique.KeyTaken as error:
         why = JOINED.format(task_id=error.holder.task_id)
         if not is_member and _end(run, {"finished_at": now, "exception": why}):
             return invocations.join(invocation, error.holder)
+    # The run that had the key until now may have opened a window with its end.
+    if must_look and same.limit is not None and _end_ignored(run, same, now):
+        return invocations.ignored_result(invocation, run)
     return invocations.hand_over(invocation, run, call)
 
 
@@ -133,6 +135,12 @@ def _take_key(run: TaskRunRecord, same: Sameness, now: datetime) -> None:
 
     record(lambda: unique.take(same.key, take, limit=limit, now=now, using=database()))
     run.active_key = same.key
+
+
+def _end_ignored(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
+    """End the row of a call that is ignored since a success; False: it is not, or is to stop."""
+    success = record(lambda: ignoring.open_window(same.key, now, database()))
+    return success is not None and bool(_end(run, ignoring.ignored_fields(success, now)))
 
 
 def _end(run: TaskRunRecord, fields: Mapping[str, Any]) -> int:

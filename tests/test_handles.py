@@ -11,7 +11,7 @@ from threading import Barrier
 
 import pytest
 from celery.result import AsyncResult
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 from django.db.utils import load_backend
 from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
@@ -381,6 +381,23 @@ def test_a_call_is_ignored_if_the_same_one_has_succeeded_by_the_commit(unique_do
     assert (handle.state, handle.get(), handle.ready()) == ("IGNORED", None, True)
     assert run_of(handle).state == State.IGNORED
     assert names(handle.id) == ["apply", "ignored"]
+
+
+def test_a_window_that_opens_while_a_call_takes_its_key_at_the_commit_counts(unique_double):
+    opened = []
+
+    def open_it(execute, sql, params, many, context):
+        if sql.startswith("UPDATE") and not opened:
+            opened.append(True)
+            until = timezone.now() + timedelta(hours=1)
+            make_run(unique_key=run_of(handle).unique_key, ignore_until=until)
+        return execute(sql, params, many, context)
+
+    with messages_sent() as sent, connection.execute_wrapper(open_it), transaction.atomic():
+        handle = unique_double.delay_on_commit()
+
+    assert (handle.state, sent) == ("IGNORED", [])
+    assert (run_of(handle).state, run_of(handle).active_key) == (State.IGNORED, None)
 
 
 @pytest.mark.parametrize("task", [double, tracked_double])
