@@ -270,6 +270,15 @@ def test_the_rest_of_the_line_begins_with_no_option() -> None:
     assert line_of(define).problems({"rest": ["x", "--force-color"]}) == {}
 
 
+def test_no_value_is_the_end_of_the_options() -> None:
+    def define(parser: CommandParser) -> None:
+        parser.add_argument("first")
+        parser.add_argument("second")
+
+    assert list(line_of(define).problems({"first": "--", "second": "--"})) == ["first", "second"]
+    assert parsed(define, first="-", second="---")["second"] == "---"
+
+
 def test_no_value_names_a_file_with_more_words() -> None:
     class Command(BaseCommand):
         def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:

@@ -239,7 +239,10 @@ def _words(parser: ArgumentParser, action: Action, values: Iterable[Any]) -> lis
         # Whoever may run the command may not read each file of the worker's by that.
         raise FileOfWords
     if not action.option_strings:
-        if any(_looks_like_option(parser, text) for text in _bare(parser, action, texts)):
+        # argparse 3.13 takes a ``--`` away from each positional argument, and gives a command [].
+        is_taken_away = "--" in texts and action.nargs != argparse.REMAINDER
+        bare = _bare(parser, action, texts)
+        if is_taken_away or any(_looks_like_option(parser, text) for text in bare):
             raise DashedPosition
         return texts
     if any(_looks_like_option(parser, text) for text in texts):
