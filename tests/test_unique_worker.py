@@ -78,6 +78,17 @@ def test_an_end_lets_the_same_call_run_again(how, state):
     wait_for_state(second, state)
 
 
+def test_a_process_that_is_lost_lets_the_same_call_run_again():
+    lost = run_of(end_once.delay("kill"))
+    wait_for_state(lost, State.FAILURE)
+
+    other = run_of(end_once.apply_async(["kill"], expires=-1))
+
+    assert "WorkerLostError" in lost.exception
+    assert other != lost
+    wait_for_state(other, State.EXPIRED)
+
+
 def test_a_run_that_is_tried_again_keeps_the_key(tmp_path):
     path = tmp_path / "joined"
 
