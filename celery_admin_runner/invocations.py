@@ -275,10 +275,14 @@ def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -
     outer = connections[caller]
     # What has failed already answers nothing, and keeps nothing.
     if using != caller and outer.in_atomic_block and not outer.needs_rollback:
-        # A run of the caller's own transaction, for whose commit we would wait in vain.
+        # A run that the caller's own transaction has made, for whose commit we would wait in vain.
         holder = unique.holder_of(str(run.active_key), caller)
         if holder is not None and not unique.is_stale(holder, limit, now):
             raise unique.KeyTaken(holder)
+        # Or one that it has ended: nobody else knows of that yet, nor can write that row.
+        ended = unique.holder_of(str(run.active_key), using) if holder is None else None
+        if ended is not None:
+            raise unique.KeyTaken(ended)
     insert = partial(run.save, force_insert=True, using=using)
     try:
         unique.take(

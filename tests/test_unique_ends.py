@@ -277,6 +277,26 @@ def test_a_refusal_leaves_the_transaction_of_who_asked_as_it_was():
     assert TaskRunRecord.objects.filter(pk=other.pk).exists()
 
 
+@ON_COMMIT
+def test_who_ends_a_stale_run_and_calls_again_in_one_transaction_waits_for_nobody():
+    first = called()
+    long_ago = timezone.now() - timedelta(days=1)
+    times = dict.fromkeys(["created_at", "claimed_at", "published_at"], long_ago)
+    TaskRunRecord.objects.update(**times)
+    first.refresh_from_db()
+
+    with transaction.atomic():
+        TaskRunner().cancel(first)
+        once.delay(1)
+        late = once.delay_on_commit(1)
+
+    # What calls at once does not see the end that is not committed yet.
+    answer = TaskRunRecord.objects.get(task_id=late.id)
+    assert (answer.state, bool(answer.active_key)) == (State.PENDING, True)
+    first.refresh_from_db()
+    assert (first.state, first.active_key) == (State.REVOKED, None)
+
+
 #: Makes a call, and is killed before its message is out.
 SCRIPT = """
 import os, signal
