@@ -494,6 +494,7 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
     def _invocation(
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
     ) -> Invocation:
+        _check_arguments(args, kwargs)
         self.route(options)
         headers = options.get("headers")
         if headers and not (task_id and marks_run(headers, task_id)):
@@ -509,8 +510,16 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         )
 
 
+def _check_arguments(args: Any, kwargs: Any) -> None:
+    """Raise TypeError for arguments that Celery 5.7 refuses to send, before a row is written."""
+    if args and not isinstance(args, list | tuple):
+        raise TypeError(f"Give the arguments as a list, and not as {type(args).__name__}.")
+    if kwargs and not isinstance(kwargs, Mapping):
+        raise TypeError(f"Give the named arguments as a dict, and not as {type(kwargs).__name__}.")
+
+
 def _taken(options: dict[str, Any]) -> OwnOptions:
-    """Take those options that are ours out of the others; raises ValueError."""
+    """Take those options that are ours out of the others; raises TypeError and ValueError."""
     given = OWN_OPTIONS & options.keys()
     if not given:
         return _NOTHING_OWN

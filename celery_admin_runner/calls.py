@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -126,8 +126,13 @@ def prepare_call(
     of ``Call.args`` and ``Call.kwargs`` gives the same call again. Objects must
     exist, and ``user`` must have the permission to view them; None is trusted code.
     An admin site hides more than permissions do: who acts through one gives
-    ``objects``, which then decides alone. Raises InvalidArguments.
+    ``objects``, which then decides alone. Raises InvalidArguments, and TypeError for what
+    is no list of arguments, or no dict of named ones.
     """
+    if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
+        raise TypeError(f"Give the arguments as a list, and not as {type(args).__name__}.")
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(f"Give the named arguments as a dict, and not as {type(kwargs).__name__}.")
     source = objects or objects_for(user)
     signature = signature_of(task)
     bound = bind(signature, args, kwargs)

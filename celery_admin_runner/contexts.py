@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from django.contrib.auth import get_user_model
+from django.db.models import Model
 from kombu.utils.json import register_type
 
 from celery_admin_runner.headers import CONTEXT_HEADER, ROW_HEADER
@@ -37,16 +39,20 @@ class PlainContext:
 
     @classmethod
     def of(cls, context: RunContext | PlainContext) -> PlainContext:
-        """Return what travels; raises ValueError for a user or an object that is not saved."""
+        """Return what travels; raises TypeError for what is no context, user or object.
+
+        ValueError for a user or an object that is not saved.
+        """
         if isinstance(context, PlainContext):
             return context
+        if not isinstance(context, RunContext):
+            raise TypeError(f"Give a RunContext, and not {context!r}.")
+        check_user(context.user)
         user, obj = context.user, context.obj
         if user is not None and user.is_anonymous:
             user = None
-        for instance in (user, obj):
-            # A primary key that is made beforehand, as a UUID, tells nothing.
-            if instance is not None and (instance.pk is None or instance._state.adding):
-                raise ValueError(f"{instance!r} is not saved: a run can't be about it.")
+        check_saved(user)
+        check_saved(obj)
         return cls(
             user_pk="" if user is None else str(user.pk),
             user_name="" if user is None else user.get_username(),
@@ -75,6 +81,30 @@ class PlainContext:
             label=label,
             reason=reason,
         )
+
+
+def check_user(user: Any) -> None:
+    """Raise TypeError for what is no user: a name, a primary key, an object of another model.
+
+    None, an anonymous user, and ``request.user``, which is read from the database when it is
+    needed, are fine.
+    """
+    if user is None or isinstance(user, get_user_model()._meta.concrete_model):
+        return
+    # Nobody in particular is no row, and has no permissions, but can be asked for them.
+    if isinstance(user, Model | type) or not hasattr(user, "has_perm"):
+        raise TypeError(f"Give a user object, and not {user!r}.")
+
+
+def check_saved(obj: Any) -> None:
+    """Raise TypeError for what is no object of a model, ValueError for one that is not saved."""
+    if obj is None:
+        return
+    if not isinstance(obj, Model):
+        raise TypeError(f"Give an object of a model, and not {obj!r}.")
+    # A primary key that is made beforehand, as a UUID, tells nothing.
+    if obj.pk is None or obj._state.adding:
+        raise ValueError(f"{obj!r} is not saved: a run can't be about it.")
 
 
 _LENGTH = len(fields(PlainContext))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from time import monotonic
+from typing import Any
 
 from django.db import connections, models, router, transaction
 from django.db.models import Case, F, Value, When
@@ -47,6 +48,17 @@ TURN = "let a run wait for more runs"
 #: How a row is kept from going. On PostgreSQL it can still be written; MySQL and MariaDB know
 #: nothing weaker than what every foreign key to the row does there: who writes it waits.
 _KEEP = {"postgresql": " FOR KEY SHARE", "mysql": " LOCK IN SHARE MODE"}
+
+
+def awaited(depends_on: Any) -> list[TaskRunRecord]:
+    """Return the runs to wait for, each once; raises TypeError for what is none."""
+    if isinstance(depends_on, str) or not isinstance(depends_on, Iterable):
+        raise TypeError(f"depends_on takes a list of runs of the journal, and not {depends_on!r}.")
+    runs = list(depends_on)
+    for run in runs:
+        if not isinstance(run, TaskRunRecord) or run.pk is None:
+            raise TypeError(f"depends_on takes runs of the journal, and not {run!r}.")
+    return list({run.pk: run for run in runs}.values())
 
 
 def record_waiting(run: TaskRunRecord, others: Iterable[TaskRunRecord]) -> None:

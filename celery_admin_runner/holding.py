@@ -92,7 +92,7 @@ def hold(
     A call that waits for other runs is always kept. Raises InvalidArguments if it can't be, or
     if one of them is gone, and the error of the database.
     """
-    depends_on = _awaited(invocation.own.depends_on)
+    depends_on = dependencies.awaited(invocation.own.depends_on or ())
     if not depends_on and not (settings.SCHEDULE_ETA and is_delayed(invocation.options)):
         return None
     now, task = timezone.now(), invocation.task
@@ -126,15 +126,6 @@ def hold(
     if invocation.options.get("add_to_parent", True):
         _add_to_parent(result)
     return result
-
-
-def _awaited(depends_on: Sequence[Any]) -> list[TaskRunRecord]:
-    """Return the runs to wait for, each once; raises TypeError for what is none."""
-    runs = list(depends_on)
-    for run in runs:
-        if not isinstance(run, TaskRunRecord) or run.pk is None:
-            raise TypeError(f"depends_on takes runs of the journal, and not {run!r}.")
-    return list({run.pk: run for run in runs}.values())
 
 
 def is_delayed(options: Mapping[str, Any]) -> bool:

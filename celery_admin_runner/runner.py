@@ -22,6 +22,7 @@ from celery_admin_runner.base import DjangoTask, Invocation
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import Call, InvalidCall, prepare_call, signature_of
 from celery_admin_runner.cancelling import AWAITED, CLAIMABLE, ask_to_stop, check_can_kill
+from celery_admin_runner.contexts import check_saved, check_user
 from celery_admin_runner.control import Answer, Untold
 from celery_admin_runner.dispatch import (
     CLAIM_LASTS,
@@ -104,8 +105,9 @@ class TaskRunner:
 
         Objects in arguments must exist, and the user must have the permission to
         view them. ``objects`` decides instead: for an admin site, whose ModelAdmins
-        may hide single rows.
+        may hide single rows. Raises TypeError for what is no user.
         """
+        check_user(user)
         self.user = user
         self.objects = objects
         self.source = Source(source)
@@ -161,14 +163,16 @@ class TaskRunner:
         yet is kept in the database, SCHEDULED until its ``eta``, or WAITING until the runs
         that it ``depends_on`` have succeeded, and then sent by a dispatcher. Raises
         TaskNotFound, TaskNotRunnable, PermissionDenied, InvalidArguments (of which
-        AlreadyActive is one, for a unique task), and TypeError for an option that is not in
-        ``OPTIONS``. A call that is ignored returns its row, IGNORED. A broker that does not
-        take the message raises nothing: the row stays UNSENT with ``publish_error``.
+        AlreadyActive is one, for a unique task), TypeError for an option that is not in
+        ``OPTIONS``, and ValueError for an ``obj`` that is not saved. A call that is ignored
+        returns its row, IGNORED. A broker that does not take the message raises nothing: the
+        row stays UNSENT with ``publish_error``.
 
         Inside ``transaction.atomic()`` the row belongs to the caller's transaction,
         and the message is sent on commit; a rollback leaves neither.
         """
         now = timezone.now()
+        check_saved(obj)
         return self._start(
             self._permitted(task_name),
             args,
@@ -420,12 +424,12 @@ class TaskRunner:
 
     def _awaited(self, depends_on: Iterable[TaskRunRecord]) -> list[TaskRunRecord]:
         """Return the runs to wait for, each once; raises PermissionDenied for what is hidden."""
-        awaited = {run.pk: run for run in depends_on}
-        if self.user is not None and awaited:
+        runs = dependencies.awaited(depends_on)
+        if self.user is not None and runs:
             visible = TaskRunRecord.objects.using(_database()).visible_to(self.user)
-            if visible.filter(pk__in=list(awaited)).count() < len(awaited):
+            if visible.filter(pk__in=[run.pk for run in runs]).count() < len(runs):
                 raise PermissionDenied(_("You are not allowed to see what this waits for."))
-        return list(awaited.values())
+        return runs
 
     def _check_may_move(self, run: TaskRunRecord) -> None:
         """Raise PermissionDenied or NotMovable if this user may not say when a run starts."""

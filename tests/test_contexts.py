@@ -282,6 +282,43 @@ def test_what_is_not_saved_is_an_error_before_anything_is_written(db, make, call
     assert not TaskRunRecord.objects.exists()
 
 
+class Seller(User):
+    """A proxy."""
+
+    class Meta:
+        app_label = "tests"
+        proxy = True
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: RunContext(user="admin"), "Give a user object, and not 'admin'"),
+        (lambda: RunContext(user=1), "Give a user object, and not 1"),
+        (lambda: RunContext(user=User), "Give a user object"),
+        (lambda: RunContext(user=Group.objects.create(name="Staff")), "Give a user object"),
+        (lambda: RunContext(obj=1), "Give an object of a model, and not 1"),
+        (lambda: RunContext(obj=Group), "Give an object of a model"),
+        (lambda: {"user": make_user()}, "Give a RunContext"),
+    ],
+)
+@pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit", "apply"])
+def test_what_is_no_user_and_no_object_is_an_error_before_anything_is_written(
+    db, make, told, call
+):
+    with messages_sent() as sent, pytest.raises(TypeError, match=told):
+        getattr(tell_context, call)(run_context=make())
+
+    assert sent == []
+    assert not TaskRunRecord.objects.exists()
+
+
+def test_a_proxy_of_the_user_is_a_user(user):
+    seller = Seller.objects.get(pk=user.pk)
+
+    assert PlainContext.of(RunContext(user=seller)) == PlainContext.of(RunContext(user=user))
+
+
 def test_an_anonymous_user_is_nobody(db):
     tell_context.apply_async(run_context=RunContext(user=AnonymousUser(), label="L"))
 

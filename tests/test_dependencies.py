@@ -37,6 +37,16 @@ def running(**fields):
     return make_run(state=State.STARTED, **fields)
 
 
+def test_only_runs_of_the_journal_can_be_waited_for(db):
+    run = running()
+
+    for given in (run, run.task_id, [run.task_id], [app.AsyncResult(run.task_id)], 5):
+        with pytest.raises(TypeError, match="runs of the journal"):
+            TaskRunner().run("tests.tasks.add", [1], depends_on=given)
+
+    assert TaskRunRecord.objects.count() == 1
+
+
 def end(run, state=State.SUCCESS):
     """Let a run end as a worker does: it knows nothing of who waits."""
     TaskRunRecord.objects.filter(pk=run.pk).update(state=state, finished_at=timezone.now())

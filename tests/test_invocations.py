@@ -469,12 +469,22 @@ def test_what_can_not_be_kept_is_told_to_who_lets_it_wait(task, args, options, w
     assert (sent, TaskRunRecord.objects.count()) == ([], 1)
 
 
+@pytest.mark.parametrize("given", [{"args": 5}, {"args": "12"}, {"kwargs": [1]}])
+@pytest.mark.parametrize("call", ["apply_async", "apply_async_on_commit"])
+def test_what_is_no_list_of_arguments_leaves_no_row(given, call):
+    with messages_sent() as sent, pytest.raises(TypeError, match=r"^Give the .*arguments as a "):
+        getattr(plain, call)(**given, run_context=RunContext(label="L"))
+
+    assert (sent, TaskRunRecord.objects.count()) == ([], 0)
+
+
 def test_only_runs_of_the_journal_can_be_waited_for():
     gone = make_run(state=State.STARTED)
     TaskRunRecord.objects.all().delete()
 
-    with pytest.raises(TypeError, match="runs of the journal"):
-        plain.apply_async([1], depends_on=["an id"])
+    for given in (["an id"], "an id", gone, plain.AsyncResult("an id"), [plain.AsyncResult("x")]):
+        with pytest.raises(TypeError, match="runs of the journal"):
+            plain.apply_async([1], depends_on=given)
     with pytest.raises(InvalidArguments, match="not in the journal any more"):
         plain.apply_async([1], depends_on=[TaskRunRecord(pk=987654, task_id=gone.task_id)])
 

@@ -159,6 +159,31 @@ def test_wrong_arguments_leave_no_row():
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"args": 5}, TypeError, "as a list"),
+        ({"args": "12"}, TypeError, "as a list"),
+        ({"args": [1], "kwargs": [2]}, TypeError, "as a dict"),
+        ({"args": [1], "obj": 5}, TypeError, "an object of a model"),
+        ({"args": [1], "obj": Group(name="none yet")}, ValueError, "is not saved"),
+    ],
+)
+def test_what_is_of_a_wrong_kind_leaves_no_row(given, error, told):
+    with pytest.raises(error, match=told):
+        TaskRunner().run("tests.tasks.add", **given)
+
+    assert not TaskRunRecord.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("user", ["admin", 1, Group(name="Staff")])
+def test_a_runner_is_for_a_user_object(user):
+    with pytest.raises(TypeError, match="Give a user object"):
+        TaskRunner(user)
+
+
+@pytest.mark.django_db
 def test_an_option_that_is_the_runners_own_is_refused():
     with pytest.raises(TypeError):
         TaskRunner().run("tests.tasks.add", [1], task_id="chosen")
