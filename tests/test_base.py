@@ -15,12 +15,13 @@ import pytest
 from celery import Celery
 from celery.contrib.django.task import DjangoTask as CeleryDjangoTask
 from celery.exceptions import MaxRetriesExceededError, Retry, TimeoutError
+from celery.result import AsyncResult
 from celery.utils.time import maybe_iso8601
 from django.conf import settings
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from celery_admin_runner import tracking
+from celery_admin_runner import base, tracking
 from celery_admin_runner.base import REFUSED, DjangoTask
 from celery_admin_runner.dispatcher import Dispatcher
 from celery_admin_runner.headers import RUN_HEADER
@@ -291,6 +292,17 @@ def test_an_apply_async_of_a_project_is_asked_however_a_task_is_called(call):
         call()
 
     assert [message["body"][1] for message in sent] == [{"tenant": "north"}]
+
+
+def test_who_answers_for_some_tasks_only_is_asked_before_who_answers_for_all(monkeypatch):
+    monkeypatch.setattr(base, "_interceptors", [])
+    asked = []
+
+    base.intercept(lambda invocation: asked.append("all") or AsyncResult("answer"))
+    base.intercept(lambda invocation: asked.append("some"), first=True)
+
+    assert double.delay(1).id == "answer"
+    assert asked == ["some", "all"]
 
 
 def test_eager_calls_tell_their_hooks(monkeypatch):
