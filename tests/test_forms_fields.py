@@ -286,6 +286,8 @@ def test_labels_are_djangos_and_the_values_of_texts() -> None:
         (date, date(2024, 5, 1), "2024-05-01"),
         (SecretStr, SecretStr("hidden"), ""),
         (list[str], ["a\nb"], '[\n  "a\\nb"\n]'),
+        (float, 20, "20.0"),
+        (Decimal, 5, "5"),
         (int, "no integer", ""),
         (object, object(), ""),
     ],
@@ -304,6 +306,7 @@ def test_an_unchanged_default_is_not_sent(annotation: Any, default: Any, typed: 
         (str, "a", "", ""),
         (bool, True, None, False),
         (bool | None, True, "unknown", None),
+        (float, 20, "30", 30.0),
         (list[int], [1], "", []),
         (SecretStr, SecretStr("hidden"), "x", "x"),
     ],
@@ -316,6 +319,16 @@ def test_a_changed_default_is_sent_by_name(
     form = filled(task_of(annotation, default), **values)
 
     assert arguments_of(form) == ((), {"value": sent})
+
+
+@pytest.mark.parametrize("annotation", [float, Decimal, float | None, Annotated[float, Gt(0)]])
+def test_a_number_whose_default_is_written_as_an_integer_has_a_field_for_numbers(
+    annotation: Any,
+) -> None:
+    field = form_of(task_of(annotation, 20)).parameters.fields["value"]
+
+    assert type(field.widget) is forms.NumberInput
+    assert float(field.initial) == 20
 
 
 def test_a_secret_default_is_not_shown() -> None:

@@ -76,9 +76,21 @@ def wire_default(parameter: Parameter) -> Any:
     if not parameter.has_known_default or may_hold_secret(parameter):
         return None
     try:
-        return revealed(to_wire(parameter.default))
+        return revealed(to_wire(_default_as_number(parameter)))
     except NotEncodable:
         return None
+
+
+def _default_as_number(parameter: Parameter) -> Any:
+    """Return the default: of ``seconds: float = 20``, as people write it, 20.0."""
+    default, base = parameter.default, shape_of(parameter.annotation).base
+    if type(default) is not int or not is_class(base, float, Decimal):
+        return default
+    try:
+        number = base(default)
+    except OverflowError:
+        return default
+    return number if number == default else default
 
 
 def can_show(field: ParameterField, parameter: Parameter, value: Any) -> bool:
