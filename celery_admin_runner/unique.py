@@ -193,8 +193,9 @@ def stale_after(task: DjangoTask, own: OwnOptions, options: Mapping[str, Any]) -
     longest, missing = _longest(task, options)
     if longest is None:
         raise ImproperlyConfigured(
-            f"The unique task {task.name} needs stale_time_limit (or UNIQUE_STALE_AFTER), or "
-            f"what it follows from; of that it lacks {', '.join(missing)}."
+            f"The unique task {task.name} has no stale_time_limit, UNIQUE_STALE_AFTER is not "
+            "set, and how long its runs can last is not known: for that it lacks "
+            f"{', '.join(missing)}."
         )
     # The run that has the key may last longer than this call lets its own: who may choose an
     # ``expires``, or a queue, is not to take the key away by that.
