@@ -270,13 +270,29 @@ def test_the_rest_of_the_line_begins_with_no_option() -> None:
     assert line_of(define).problems({"rest": ["x", "--force-color"]}) == {}
 
 
+def test_an_option_with_a_list_takes_no_value_of_what_follows() -> None:
+    def define(parser: CommandParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("rest", nargs=argparse.REMAINDER)
+        parser.add_argument("--tags", nargs="*")
+        parser.add_argument("-x", dest="hidden", help=argparse.SUPPRESS)
+
+    found = parsed(define, tags=["a", "b"], name="c", rest=["-x", "d", "e"])
+
+    assert (found["tags"], found["name"], found["rest"]) == (["a", "b"], "c", ["-x", "d", "e"])
+    assert found["hidden"] is None
+
+
 def test_no_value_is_the_end_of_the_options() -> None:
     def define(parser: CommandParser) -> None:
         parser.add_argument("first")
         parser.add_argument("second")
+        parser.add_argument("--third")
 
-    assert list(line_of(define).problems({"first": "--", "second": "--"})) == ["first", "second"]
-    assert parsed(define, first="-", second="---")["second"] == "---"
+    values = {"first": "--", "second": "--", "third": "--"}
+
+    assert list(line_of(define).problems(values)) == ["first", "second", "third"]
+    assert parsed(define, first="-", second="---", third="-")["second"] == "---"
 
 
 def test_no_value_names_a_file_with_more_words() -> None:

@@ -233,16 +233,16 @@ def _words(parser: ArgumentParser, action: Action, values: Iterable[Any]) -> lis
     """Return the words by which an action gets these values; raises RefusedValue."""
     is_bool = kind_of(action) is bool
     texts = [("True" if value else "") if is_bool else str(value) for value in values]
+    if "--" in texts and action.nargs != argparse.REMAINDER:
+        # argparse takes it away, from ``--name=--`` too in Python 3.12: the command gets a [].
+        raise DashedPosition
     if action.option_strings and len(texts) == 1:
         return [f"{option_of(action)}={texts[0]}"]
     if any(text.startswith(tuple(parser.fromfile_prefix_chars or ())) for text in texts):
         # Whoever may run the command may not read each file of the worker's by that.
         raise FileOfWords
     if not action.option_strings:
-        # argparse 3.13 takes a ``--`` away from each positional argument, and gives a command [].
-        is_taken_away = "--" in texts and action.nargs != argparse.REMAINDER
-        bare = _bare(parser, action, texts)
-        if is_taken_away or any(_looks_like_option(parser, text) for text in bare):
+        if any(_looks_like_option(parser, text) for text in _bare(parser, action, texts)):
             raise DashedPosition
         return texts
     if any(_looks_like_option(parser, text) for text in texts):

@@ -107,7 +107,8 @@ class CommandLine:
         positional = [word for item, words in given if item.is_positional for word in words]
         takes_rest = any(item.actions[0].nargs == argparse.REMAINDER for item in self.inputs)
         separator = ["--"] if positional and not takes_rest else []
-        return [*self.always, *options, *separator, *positional]
+        # What is always given ends the values of an option before it that takes a list.
+        return [*options, *self.always, *separator, *positional]
 
     def problems(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return what is wrong with values that are valid one by one."""
