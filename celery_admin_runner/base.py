@@ -586,8 +586,8 @@ def _invoke_on_commit(invocation: Invocation, *, using: str) -> OnCommitResult:
         # Celery 5.7 would do so after the commit, when nobody can put it right any more.
         check(*invocation.args, **invocation.kwargs)
     # As they are now: who calls in a loop may change them before the commit.
-    given = {"args": copy(invocation.args), "kwargs": copy(invocation.kwargs)}
-    invocation = replace(invocation, **given)
+    args, kwargs = copy(invocation.args), copy(invocation.kwargs)
+    invocation = replace(invocation, args=args, kwargs=kwargs)
     send: Callable[[], AsyncResult] = partial(_invoke, invocation)
     if transaction.get_connection(using).in_atomic_block:
         send = _announced(invocation, using) or send

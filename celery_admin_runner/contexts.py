@@ -89,7 +89,10 @@ def check_user(user: Any) -> None:
     None, an anonymous user, and ``request.user``, which is read from the database when it is
     needed, are fine.
     """
-    if user is None or isinstance(user, get_user_model()._meta.concrete_model):
+    if user is None:
+        return
+    model = get_user_model()
+    if isinstance(user, model._meta.concrete_model or model):
         return
     # Nobody in particular is no row, and has no permissions, but can be asked for them.
     if isinstance(user, Model | type) or not hasattr(user, "has_perm"):
