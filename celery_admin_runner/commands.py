@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from time import monotonic
@@ -166,16 +167,17 @@ def known_commands() -> Iterator[KnownCommand]:
     if not isinstance(patterns, Mapping) or not patterns:
         # What is no mapping is told by a check; without commands none is looked for.
         return
+    for command in _found_commands():
+        options = next((patterns[key] for key in patterns if command.matches(key)), None)
+        yield replace(command, options=options if isinstance(options, Mapping) else None)
+
+
+def _found_commands() -> Iterator[KnownCommand]:
+    """Yield each command that Django finds, by name."""
     labels = {config.name: config.label for config in apps.get_app_configs()}
     labels["django.core"] = DJANGO
     for name, app_name in sorted(get_commands().items()):
-        command = KnownCommand(name=name, label=_label(app_name, labels))
-        options = next((patterns[key] for key in patterns if command.matches(key)), None)
-        yield KnownCommand(
-            name=name,
-            label=command.label,
-            options=options if isinstance(options, Mapping) else None,
-        )
+        yield KnownCommand(name=name, label=_label(app_name, labels))
 
 
 def command_task(name: str) -> Task:
@@ -184,12 +186,12 @@ def command_task(name: str) -> Task:
     Raises CommandNotConfigured.
     """
     connect()
-    names = []
     for command in known_commands():
-        names.append(command.name)
         if command.options is not None and name in (command.name, command.dotted):
             return celery_app().tasks[command.task_name]
-    raise CommandNotConfigured(name, exists=name.rpartition(".")[2] in (names or get_commands()))
+    names = [text for command in _found_commands() for text in (command.name, command.dotted)]
+    close = get_close_matches(name, names, n=3)
+    raise CommandNotConfigured(name, exists=name in names, close=close)
 
 
 def _label(app_name: Any, labels: Mapping[str, str]) -> str:

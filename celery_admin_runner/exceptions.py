@@ -33,14 +33,16 @@ class TaskNotFound(CeleryAdminRunnerError):
 class CommandNotConfigured(TaskNotFound):
     """No task runs this command."""
 
-    def __init__(self, command_name: str, *, exists: bool) -> None:
+    def __init__(self, command_name: str, *, exists: bool, close: Sequence[str] = ()) -> None:
+        hint = "Check the name, and that its app is in INSTALLED_APPS."
+        if close:
+            hint = f"Did you mean {' or '.join(map(repr, close))}?"
         CeleryAdminRunnerError.__init__(
             self,
             f"The command {command_name!r} is no task: add {command_name!r}: {{}} to "
             "CELERY_ADMIN_RUNNER['COMMAND_TASKS']."
             if exists
-            else f"There is no command {command_name!r}, so it can be no task. Check the name, "
-            "and that its app is in INSTALLED_APPS.",
+            else f"There is no command {command_name!r}, so it can be no task. {hint}",
         )
         self.task_name = command_name
 

@@ -111,7 +111,10 @@ def test_the_first_key_that_matches_counts(configure: Any) -> None:
     ("name", "text"),
     [
         ("migrate", "add 'migrate': {} to CELERY_ADMIN_RUNNER['COMMAND_TASKS']"),
-        ("clearsesions", "There is no command 'clearsesions'"),
+        ("clearsesions", "There is no command 'clearsesions', so it can be no task. Did you mean"),
+        ("clearsesions", "'clearsessions'"),
+        ("session.clearsessions", "'sessions.clearsessions'"),
+        ("zzzzzz", "that its app is in INSTALLED_APPS"),
     ],
 )
 def test_a_command_that_is_no_task_is_an_error_that_says_what_to_do(name: str, text: str) -> None:
