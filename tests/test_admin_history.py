@@ -198,6 +198,7 @@ def test_the_page_shows_the_runs_of_the_object_newest_first(client: Client) -> N
     for text in ("<title>June | Runs", "Audit", "Again", "run-state-failure", "2 runs"):
         assert text in page.text
     assert f"/shop/celery_admin_runner/taskrunrecord/{old.pk}/change/" in page.text
+    assert "June › Runs" in page.text
 
 
 def test_the_page_says_that_there_is_no_run(client: Client) -> None:

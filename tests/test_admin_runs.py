@@ -242,6 +242,27 @@ def test_the_number_of_queries_is_the_same_for_any_number_of_rows(auditor: Clien
     assert len(many) == len(few)
 
 
+def test_a_run_without_a_label_says_of_which_kind_and_key_its_object_is(auditor: Client) -> None:
+    group = Group.objects.create(name="Nobody's business")
+    about = {
+        "content_type": ContentType.objects.get_for_model(Group),
+        "object_id": str(group.pk),
+    }
+    make_run(**about)
+    make_run(**about, label="Close May")
+    make_run()
+    ContentType.objects.clear_cache()
+    ContentType.objects.get_for_id(about["content_type"].pk)
+
+    with CaptureQueriesContext(connection) as queries:
+        page = auditor.get(url()).text
+
+    cells = re.findall(r'<td class="field-subject">(.*?)</td>', page)
+    assert cells == ["–", "Close May", f"Group {group.pk}"]
+    assert "business" not in page
+    assert not [query for query in queries if re.search(r"auth_group.\..name", query["sql"])]
+
+
 @pytest.mark.parametrize("column", ["traceback", "whole_result", "children"])
 def test_the_list_does_not_read_what_it_does_not_show(auditor: Client, column: str) -> None:
     make_run(traceback="x" * 1000)

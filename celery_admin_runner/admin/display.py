@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin.utils import display_for_value
+from django.contrib.contenttypes.models import ContentType
 from django.utils import formats
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.encoding import readable_text
@@ -86,6 +88,18 @@ def user_text(run: TaskRunRecord) -> str:
     if run.run_by_name:
         return run.run_by_name
     return str(Source(run.source).label) if run.source in Source else EMPTY
+
+
+def subject_text(run: TaskRunRecord) -> str:
+    """Return the label of a run; else the kind and the key of what it is about.
+
+    Never the object's own text: who sees the run may not see that one.
+    """
+    if run.label or run.content_type_id is None:
+        return run.label
+    # Its cache is asked: this stands in each row of a list.
+    kind = ContentType.objects.db_manager(run._state.db).get_for_id(run.content_type_id)
+    return f"{capfirst(kind.name)} {run.object_id}"
 
 
 def pretty_json(plain: Any) -> str:

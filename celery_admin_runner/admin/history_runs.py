@@ -15,6 +15,7 @@ from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.admin import display, links
@@ -121,6 +122,10 @@ class ObjectRuns(AskingAdmin):
         """Return the address of the page with an object's runs."""
         return self.view_url("runs", quote(obj.pk))
 
+    def crumb(self, obj: Model, title: str) -> str:
+        """Return what stands last in the breadcrumbs of a page about an object."""
+        return f"{Truncator(obj).words(12)} › {title}"
+
     def task_titles(self) -> Mapping[str, str]:
         """Return what tasks are called here, by their names; other tasks go by their names."""
         return {}
@@ -140,6 +145,7 @@ class ObjectRuns(AskingAdmin):
             request,
             "runs.html",
             title=_("Runs"),
+            original=self.crumb(obj, _("Runs")),
             object=obj,
             object_url=self.object_url(obj),
             runs=list(self._shown(request, page, is_live=is_in_journal)),

@@ -201,6 +201,7 @@ class ObjectTasks(ObjectRuns):
             request,
             "run_task.html",
             title=_("Run: %(task)s") % {"task": task.title},
+            original=self.crumb(obj, task.title),
             form_url=self.run_task_url(obj, task),
             back_url=self.runs_url(obj),
             yes=yes_now(1) if preview else "",

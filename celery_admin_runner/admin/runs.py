@@ -60,7 +60,7 @@ class TaskRunRecordAdmin(
     change_form_template = "admin/celery_admin_runner/taskrunrecord/change_form.html"
     import_export_change_list_template = "admin/celery_admin_runner/taskrunrecord/change_list.html"
 
-    list_display = ("state_column", "task_name", "by", "created", "started", "took", "label")
+    list_display = ("state_column", "task_name", "by", "created", "started", "took", "subject")
     list_display_links = ("task_name",)
     list_filter = (
         filters.StateFilter,
@@ -178,6 +178,11 @@ class TaskRunRecordAdmin(
     def took(self, run: TaskRunRecord) -> str:
         """Show how long it took."""
         return display.duration_text(run.duration)
+
+    @admin.display(description=gettext_lazy("label"))
+    def subject(self, run: TaskRunRecord) -> str:
+        """Show the label, or what the run is about."""
+        return display.subject_text(run)
 
     # The page of a run
 
