@@ -242,6 +242,24 @@ def test_the_number_of_queries_is_the_same_for_any_number_of_rows(auditor: Clien
     assert len(many) == len(few)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "NotRegistered: the worker celery@shop knows no task 'shop.tasks.new'.",
+        "celery.exceptions.NotRegistered: 'shop.tasks.new'",
+    ],
+)
+def test_a_worker_that_does_not_know_the_task_is_to_be_restarted(
+    auditor: Client, error: str
+) -> None:
+    unknown = make_run(state=State.FAILURE, exception=error, started_at=None)
+    failed = make_run(state=State.FAILURE, exception=error, started_at=timezone.now())
+
+    pages = [auditor.get(url("change", run.pk)).text for run in (unknown, failed)]
+
+    assert ["The worker does not know this task." in page for page in pages] == [True, False]
+
+
 def test_a_run_without_a_label_says_of_which_kind_and_key_its_object_is(auditor: Client) -> None:
     group = Group.objects.create(name="Nobody's business")
     about = {

@@ -214,6 +214,7 @@ class TaskRunRecordAdmin(
             "state_badge": display.state_badge(run.state),
             "user_text": display.user_text(run),
             "doubt": shown_doubt(run),
+            "is_unknown": _is_unknown(run),
             **self._button_urls(request, run),
         }
 
@@ -237,6 +238,12 @@ class TaskRunRecordAdmin(
         if self.has_cancel_permission(request, run) and not run.is_finished:
             urls["cancel_url"] = self.view_url("cancel", run.pk)
         return urls
+
+
+def _is_unknown(run: TaskRunRecord) -> bool:
+    """Tell whether the worker that got the run did not know its task."""
+    error = run.exception.partition(":")[0]
+    return run.state == State.FAILURE and not run.started_at and error.endswith("NotRegistered")
 
 
 def _may_run(runner: TaskRunner, run: TaskRunRecord) -> bool:
