@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from django.db import connections, models, router, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
+from django.utils import timezone
 
 from celery_admin_runner.exceptions import PruneError
 from celery_admin_runner.forking import fork_waits
@@ -155,14 +156,16 @@ def _task_names(patterns: tuple[str, ...], *, using: str) -> list[str]:
 def _eligible(selection: Selection) -> TaskRunRecordQuerySet:
     """Return the runs that have the age and the state, and that nobody still needs.
 
-    An unfinished run looks at the end of those it depends on, so they stay.
+    An unfinished run looks at the end of those it depends on, so they stay. So does a success
+    because of which the same call is still ignored.
     """
     using = router.db_for_write(TaskRunRecord)
     runs = TaskRunRecord.objects.using(using).older_than(selection.cutoff)
     waiting = TaskRunRecord.depends_on.through._base_manager.using(using).filter(
         to_taskrunrecord=OuterRef("pk"), from_taskrunrecord__state__in=list(UNFINISHED)
     )
-    runs = runs.filter(~Exists(waiting), state__in=list(selection.states))
+    is_over = Q(ignore_until=None) | Q(ignore_until__lte=timezone.now())
+    runs = runs.filter(is_over, ~Exists(waiting), state__in=list(selection.states))
     for relation in _relations():
         if relation.on_delete not in LETTING_GO:
             holders = relation.related_model._base_manager.using(using)

@@ -307,6 +307,18 @@ def test_a_run_for_which_another_app_wants_another_value_stays():
     assert left() == {wanted.pk}
 
 
+@pytest.mark.django_db
+def test_a_success_because_of_which_calls_are_still_ignored_stays():
+    now = timezone.now()
+    old_run(ignore_until=now - timedelta(seconds=1))
+    still_counts = old_run(ignore_until=now + timedelta(hours=1))
+
+    number = pruned()
+
+    assert number == 1
+    assert left() == {still_counts.pk}
+
+
 def test_an_age_before_all_calendars_is_an_error_in_words():
     with pytest.raises(PruneError, match="reaches back before the year 1"):
         cutoff_before(timezone.now(), timedelta.max)
