@@ -238,6 +238,7 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         invoke: Invoke = options.pop(_INVOKE, _invoke)
         if options.get("retries"):
             return super().apply_async(args, kwargs, task_id, **options)
+        _check_arguments(args, kwargs)
         invocation = self._invocation(args, kwargs, task_id, options)
         if task_id and marks_run(options.get("headers"), task_id):
             # The message of what was recorded already.
@@ -494,7 +495,6 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
     def _invocation(
         self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]
     ) -> Invocation:
-        _check_arguments(args, kwargs)
         self.route(options)
         headers = options.get("headers")
         if headers and not (task_id and marks_run(headers, task_id)):

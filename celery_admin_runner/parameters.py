@@ -250,7 +250,8 @@ def _docstring(code: Any) -> Docstring:
     """Parse the docstring in whichever of the usual styles it is written."""
     text = getattr(code, "__doc__", None)
     try:
-        return parse(text if isinstance(text, str) else "")
+        # Without the quotes of reStructuredText, which are no words for people.
+        return parse(text.replace("``", "") if isinstance(text, str) else "")
     except (ParseError, *UNREADABLE):
         return Docstring()
 

@@ -239,11 +239,14 @@ def _info(task: Task) -> TaskInfo:
 
 
 def _own_doc(task: Task) -> str:
-    """Return the docstring of the task's code, not the one it inherits from Celery's Task."""
+    """Return the docstring of the task's code, not the one it inherits from Celery's Task.
+
+    Without the quotes of reStructuredText, which are no words for people.
+    """
     own = task.run.__doc__ or (None if task.__doc__ == Task.__doc__ else task.__doc__)
     if not isinstance(own, str) or own == Task.run.__doc__:
         return ""
-    return inspect.cleandoc(own)
+    return inspect.cleandoc(own).replace("``", "")
 
 
 def _queue(task: Task) -> str:

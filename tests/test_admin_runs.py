@@ -260,6 +260,18 @@ def test_a_worker_that_does_not_know_the_task_is_to_be_restarted(
     assert ["The worker does not know this task." in page for page in pages] == [True, False]
 
 
+def test_a_user_who_may_not_be_viewed_is_named_once() -> None:
+    run = make_run(run_by=make_user(username="ada"))
+    viewers = (make_user("view_taskrunrecord", username="clerk"), make_superuser())
+
+    pages = [client_of(user).get(url("change", run.pk)) for user in viewers]
+
+    links = [[link.text for link in page.context["links"]] for page in pages]
+    assert ["ada" in texts for texts in links] == [False, True]
+    assert not any(str(run.run_by_id) in text for text in links[0])
+    assert all("asked for by ada" in page.text for page in pages)
+
+
 def test_a_run_without_a_label_says_of_which_kind_and_key_its_object_is(auditor: Client) -> None:
     group = Group.objects.create(name="Nobody's business")
     about = {

@@ -41,8 +41,9 @@ def test_annotations_are_resolved() -> None:
         "Do it.\n\nWith care.\n\nArgs:\n    a: The first,\n        of all.",
         "Do it.\n\nWith care.\n\nParameters\n----------\na : int\n    The first,\n    of all.",
         "Do it.\n\nWith care.\n\n:param a: The first,\n    of all.",
+        "Do ``it``.\n\nWith ``care``.\n\n:param a: The ``first``,\n    of all.",
     ],
-    ids=["google", "numpy", "rest"],
+    ids=["google", "numpy", "rest", "quotes"],
 )
 def test_a_docstring_becomes_help_texts(doc: str) -> None:
     def run(a: int) -> None: ...

@@ -149,7 +149,7 @@ def test_a_docstring_that_is_no_text_is_none():
 @pytest.mark.usefixtures("registered")
 def test_the_docstring_of_a_class_based_task_is_its_own():
     class Sized(app.Task):
-        """Tell a size."""
+        """Tell a ``size``."""
 
         name = "tests.sized"
 

@@ -259,7 +259,9 @@ def links_of(
     yield from _lineage(run, visible, admin_site)
     yield from _family(run, visible, admin_site)
     if run.run_by_id is not None:
-        yield from _object_link(_("User"), get_user_model(), run.run_by_id, request, admin_site)
+        about = (_("User"), get_user_model(), run.run_by_id, request, admin_site)
+        # Who it is stands above already, for who may not view the user too.
+        yield from (link for link in _object_link(*about) if link.url)
     if run.content_type is not None and run.content_type.model_class() is not None:
         model: Any = run.content_type.model_class()
         yield from _object_link(_("About"), model, run.object_id, request, admin_site)
