@@ -360,7 +360,7 @@ def _check_needs(model: type[models.Model], methods: Mapping[str, ModelTaskMetho
             if name not in methods:
                 raise ImproperlyConfigured(
                     f"{model.__name__}.{method.name} depends on {name!r}, which is no model task "
-                    f"of {model.__name__}."
+                    f"of {model.__name__}. It has {', '.join(sorted(methods))}."
                 )
             if required := _required(methods[name]):
                 raise ImproperlyConfigured(

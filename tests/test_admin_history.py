@@ -917,7 +917,7 @@ def test_what_waits_for_other_runs_is_told_of(client: Client) -> None:
     response = answer(client, shown)
 
     assert "These are run first, unless they have succeeded already: Load, Verify." in shown.text
-    assert told_by(response) == ["1 run is kept until later: its page says until when."]
+    assert told_by(response) == ["1 run waits for others first: its page says for which."]
 
 
 # Any ModelAdmin

@@ -287,8 +287,8 @@ class SelectedObjects(ObjectTasks):
             self.message_user(request, text % {"count": sent}, messages.SUCCESS)
         if kept:
             text = ngettext(
-                "%(count)s run is kept until later: its page says until when.",
-                "%(count)s runs are kept until later: their pages say until when.",
+                "%(count)s run waits for others first: its page says for which.",
+                "%(count)s runs wait for others first: their pages say for which.",
                 kept,
             )
             self.message_user(request, text % {"count": kept}, messages.SUCCESS)
