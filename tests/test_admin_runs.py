@@ -838,7 +838,7 @@ def test_the_journal_works_on_another_site_with_a_subclass() -> None:
         assert 'href="/admin/' not in page
     assert f"/back/office/auth/user/{user.pk}/change/" in pages[1]
     assert "Edit and run again" not in pages[1]
-    assert "column-label" not in pages[0]
+    assert "column-subject" not in pages[0]
 
 
 @pytest.mark.usefixtures("two_sites")
