@@ -69,4 +69,5 @@ class OrderAdmin(RunHistoryAdmin, ModelAdmin):
                 order.save(update_fields=["paid_at"])
                 context = RunContext(user=request.user, obj=order, reason="It was paid")
                 send_receipt.apply_async_on_commit((order.pk,), run_context=context)
-        self.message_user(request, "Noted. Whoever had no receipt within the hour gets one.", messages.SUCCESS)
+        text = "Noted. Whoever had no receipt within the hour gets one."
+        self.message_user(request, text, messages.SUCCESS)
