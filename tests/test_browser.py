@@ -20,7 +20,8 @@ pytestmark = pytest.mark.parametrize(
 def test_a_task_is_run_from_the_list_to_its_success(worker: object, page: Page) -> None:
     page.goto("/admin/")
     page.get_by_role("link", name="Tasks", exact=True).first.click()
-    page.get_by_role("searchbox").or_(page.locator("#searchbar")).first.fill("tests.tasks.add")
+    # Not the search box of admin's sidebar.
+    page.locator("#searchbar").fill("tests.tasks.add")
     page.get_by_role("button", name="Search").click()
     page.get_by_role("row", name="tests.tasks.add").get_by_role("link", name="Run").click()
     page.locator("[name='args-a']").fill("40")
