@@ -59,7 +59,7 @@ def listed(client: Client, **query: object) -> list[str]:
     assert response.status_code == 200
     changelist = response.context["cl"]
     names = [task.info.name for task in changelist.result_list]
-    if "p" in query or not changelist.multi_page or changelist.show_all:
+    if "p" in query or len(names) == changelist.result_count:
         return names
     pages = range(2, changelist.paginator.num_pages + 1)
     return names + [name for page in pages for name in listed(client, p=page, **query)]
