@@ -5,11 +5,10 @@ So a crash between the commit and the message leaves a row that shows it: not se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 from celery.result import AsyncResult
@@ -21,10 +20,8 @@ from celery_admin_runner.base import Invocation, announce
 from celery_admin_runner.dispatch import keep_claim
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.publishing import is_tracked_by_name
-from celery_admin_runner.querysets import TaskRunRecordQuerySet
-from celery_admin_runner.recording import database, journal, record
+from celery_admin_runner.recording import database, record
 from celery_admin_runner.sameness import Sameness
-from celery_admin_runner.states import State
 from celery_admin_runner.storing import StoredCall
 
 #: What is kept as the exception of a call that found, at the commit, the same one active.
@@ -110,16 +107,17 @@ def _send(
         return invocation.task.AsyncResult(run.task_id)
     now, is_member = timezone.now(), invocations.is_in_canvas(invocation)
     must_look = same.is_ignoring and not is_member
-    if must_look and _end_ignored(run, same, now):
+    if must_look and invocations.end_ignored(run, same, now):
         return invocations.ignored_result(invocation, run)
     try:
         _take_key(run, same, now)
     except unique.KeyTaken as error:
         why = JOINED.format(task_id=error.holder.task_id)
-        if not is_member and _end(run, {"finished_at": now, "exception": why}):
+        fields = {"finished_at": now, "exception": why}
+        if not is_member and invocations.end_unsent(run, fields):
             return invocations.join(invocation, error.holder)
     # The run that had the key until now may have opened a window with its end.
-    if must_look and same.limit is not None and _end_ignored(run, same, now):
+    if must_look and same.limit is not None and invocations.end_ignored(run, same, now):
         return invocations.ignored_result(invocation, run)
     return invocations.hand_over(invocation, run, call)
 
@@ -131,27 +129,7 @@ def _take_key(run: TaskRunRecord, same: Sameness, now: datetime) -> None:
         return
 
     def take() -> int:
-        return _unsent(run).update(active_key=same.key)
+        return invocations.unsent(run).update(active_key=same.key)
 
     record(lambda: unique.take(same.key, take, limit=limit, now=now, using=database()))
     run.active_key = same.key
-
-
-def _end_ignored(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
-    """End the row of a call that is ignored since a success; False: it is not, or is to stop."""
-    success = record(lambda: ignoring.open_window(same.key, now, database()))
-    return success is not None and bool(_end(run, ignoring.ignored_fields(success, now)))
-
-
-def _end(run: TaskRunRecord, fields: Mapping[str, Any]) -> int:
-    """End the row of a call that another run answers for; 0: somebody has asked it to stop."""
-    others = {name: value for name, value in fields.items() if name != "state"}
-    return _unsent(run).transition(
-        sources=[State.UNSENT], target=State.IGNORED, dispatch_id=None, claimed_at=None, **others
-    )
-
-
-def _unsent(run: TaskRunRecord) -> TaskRunRecordQuerySet:
-    """Return the row of a run, if we have it in hand, and it is not sent."""
-    mine = journal().filter(pk=run.pk, dispatch_id=run.dispatch_id)
-    return mine.in_state([State.UNSENT])

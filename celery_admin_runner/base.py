@@ -19,7 +19,7 @@ from celery.utils.time import maybe_iso8601
 from django.db import DEFAULT_DB_ALIAS, transaction
 
 from celery_admin_runner.attempts import Attempt
-from celery_admin_runner.contexts import PlainContext, RunContext, context_of, starter_of
+from celery_admin_runner.contexts import PlainContext, context_of, starter_of
 from celery_admin_runner.handles import OnCommitResult, Sending
 from celery_admin_runner.headers import CONTEXT_HEADER, KEY_HEADER, marks_run, without_ours
 from celery_admin_runner.queues import TaskQueue, default_options
@@ -56,7 +56,8 @@ _MAX_RETRIES_OF_RUN = "override_max_retries"
 class OwnOptions:
     """What ``apply_async`` of a DjangoTask takes besides Celery's options; None: not given."""
 
-    run_context: RunContext | PlainContext | None = None
+    #: As it travels; a caller gives a RunContext.
+    run_context: PlainContext | None = None
     #: Runs that have to succeed before this one starts; until then it is kept, WAITING.
     depends_on: Sequence[Any] = ()
     unique: bool | None = None
@@ -68,7 +69,7 @@ class OwnOptions:
 
 #: The names of the options that are ours.
 OWN_OPTIONS = frozenset(field.name for field in fields(OwnOptions))
-_NOTHING_OWN = OwnOptions()
+NOTHING_OWN = OwnOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,13 @@ class Invocation:
     is_id_given: bool = False
     #: Whatever else was given to ``apply_async``; ``link`` and the like only where given.
     options: Mapping[str, Any]
-    own: OwnOptions = _NOTHING_OWN
+    own: OwnOptions = NOTHING_OWN
 
     def send(self, headers: Mapping[str, Any] | None = None) -> AsyncResult:
         """Give it to the broker as Celery does, with these headers more."""
         options = dict(self.options)
         if self.own.run_context is not None:
-            context = PlainContext.of(self.own.run_context).values
-            headers = {**(headers or {}), CONTEXT_HEADER: context}
+            headers = {**(headers or {}), CONTEXT_HEADER: self.own.run_context.values}
         if headers:
             options["headers"] = {**(options.get("headers") or {}), **headers}
         result = super(DjangoTask, self.task).apply_async(
@@ -255,8 +255,8 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         """
         own = _taken(options)
         if own.run_context is not None:
-            context = PlainContext.of(own.run_context).values
-            options["headers"] = {**(options.get("headers") or {}), CONTEXT_HEADER: context}
+            given = options.get("headers") or {}
+            options["headers"] = {**given, CONTEXT_HEADER: own.run_context.values}
         return super().apply(args, kwargs, *positional, **options)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> OnCommitResult:
@@ -522,7 +522,7 @@ def _taken(options: dict[str, Any]) -> OwnOptions:
     """Take those options that are ours out of the others; raises TypeError and ValueError."""
     given = OWN_OPTIONS & options.keys()
     if not given:
-        return _NOTHING_OWN
+        return NOTHING_OWN
     own = {name: options.pop(name) for name in given}
     if own.get("run_context") is not None:
         # As it is now: nothing is written for a user that is not saved.

@@ -18,10 +18,10 @@ from celery_admin_runner import holding, ignoring, publishing, tracking, unique
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import DjangoTask, Invocation, intercept, look_up
 from celery_admin_runner.broker import UNUSABLE_ADDRESS, describe, describe_address
-from celery_admin_runner.contexts import PlainContext
 from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.headers import IGNORE_HEADER, KEY_HEADER
 from celery_admin_runner.models import NAME_MAX_LENGTH, TaskRunRecord
+from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.recording import database, journal, record, report
 from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.registry import CELERY_PREFIX, get_task_info
@@ -96,8 +96,7 @@ def is_processing(task: DjangoTask, args: Sequence[Any], kwargs: Mapping[str, An
     holder = unique.holder_of(unique.key_of(task, args, kwargs), database())
     if holder is None:
         return False
-    limit = unique.stale_after(task, unique.NOTHING_OWN, {})
-    return not unique.is_stale(holder, limit, timezone.now())
+    return not unique.is_stale(holder, unique.stale_after(task), timezone.now())
 
 
 def join(invocation: Invocation, holder: TaskRunRecord) -> AsyncResult:
@@ -188,7 +187,7 @@ def with_override(invocation: Invocation) -> Invocation:
 def fields_of(invocation: Invocation, same: Sameness) -> dict[str, Any]:
     """Return the fields of a call's row that follow from our own options."""
     context = invocation.own.run_context
-    about = {} if context is None else publishing.context_fields(PlainContext.of(context))
+    about = {} if context is None else publishing.context_fields(context)
     return {**about, **same.fields}
 
 
@@ -237,28 +236,36 @@ def _send(
     )
     if not is_recorded:
         return invocation.send()
-    if same.is_ignoring and same.limit is not None and must_record:
-        # The run that had the key until now may have opened a window with its end.
-        success = record(partial(_open_window, same.key, now))
-        if success is not None and record(partial(_end_ignored, run, success, now)):
-            return ignored_result(invocation, run)
+    # The run that had the key until now may have opened a window with its end.
+    must_look = same.is_ignoring and same.limit is not None and must_record
+    if must_look and end_ignored(run, same, now):
+        return ignored_result(invocation, run)
     return hand_over(invocation, run, call)
 
 
-def _end_ignored(run: TaskRunRecord, success: TaskRunRecord, now: datetime) -> int:
-    """End the row of a call that is ignored, as nobody knew when it was made."""
-    fields = ignoring.ignored_fields(success, now)
-    return (
-        journal()
-        .filter(task_id=run.task_id)
-        .transition(
-            sources=[State.UNSENT],
-            target=fields.pop("state"),
-            dispatch_id=None,
-            claimed_at=None,
-            **fields,
-        )
+def end_ignored(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
+    """End the row of a call that is ignored since a success; False: it is not, or is to stop."""
+    success = record(partial(_open_window, same.key, now))
+    if success is None:
+        return False
+    return bool(record(partial(end_unsent, run, ignoring.ignored_fields(success, now))))
+
+
+def end_unsent(run: TaskRunRecord, fields: Mapping[str, Any]) -> int:
+    """End the row of a call that is not sent: it is ignored, or another run answers for it.
+
+    0: somebody has asked it to stop, or sends it.
+    """
+    others = {name: value for name, value in fields.items() if name != "state"}
+    return unsent(run).transition(
+        sources=[State.UNSENT], target=State.IGNORED, dispatch_id=None, claimed_at=None, **others
     )
+
+
+def unsent(run: TaskRunRecord) -> TaskRunRecordQuerySet:
+    """Return the row of a run, if we have it in hand, and it is not sent."""
+    mine = journal().filter(task_id=run.task_id, dispatch_id=run.dispatch_id)
+    return mine.in_state([State.UNSENT])
 
 
 def _write(run: TaskRunRecord, same: Sameness, now: datetime) -> bool:
@@ -324,10 +331,7 @@ def hand_over(invocation: Invocation, run: TaskRunRecord, call: StoredCall) -> A
 
 def _record_failure(run: TaskRunRecord, text: str) -> None:
     """Keep why a call was not sent, and free its key: its caller knows, and may call again."""
-    mine = journal().filter(task_id=run.task_id, dispatch_id=run.dispatch_id)
-    mine.in_state([State.UNSENT]).update(
-        publish_error=text, dispatch_id=None, claimed_at=None, active_key=None
-    )
+    unsent(run).update(publish_error=text, dispatch_id=None, claimed_at=None, active_key=None)
 
 
 def _record_end(run: TaskRunRecord, text: str) -> None:

@@ -186,4 +186,4 @@ def _is_given_up(task: ModelTask, run: TaskRunRecord, now: datetime) -> bool:
         return False
     if run.active_key is None:
         return run.state == State.UNSENT
-    return unique.is_stale(run, unique.stale_after(task, unique.NOTHING_OWN, {}), now)
+    return unique.is_stale(run, unique.stale_after(task), now)

@@ -743,7 +743,7 @@ def _limit_again(task: Task, run: TaskRunRecord) -> timedelta | None:
         is_unique = unique.is_unique(task) or not ignoring.is_ignoring(task)
         if not run.unique_key or not is_unique or not isinstance(task, DjangoTask):
             return None
-        return unique.stale_after(task, unique.NOTHING_OWN, from_plain(run.options))
+        return unique.stale_after(task, options=from_plain(run.options))
     except ImproperlyConfigured as error:
         raise NotSendable(str(error)) from error
 

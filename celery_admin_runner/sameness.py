@@ -10,7 +10,7 @@ from typing import Any
 from celery.app.task import Task
 
 from celery_admin_runner import ignoring, unique
-from celery_admin_runner.base import OwnOptions
+from celery_admin_runner.base import NOTHING_OWN, OwnOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def sameness_of(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
-    own: OwnOptions = unique.NOTHING_OWN,
+    own: OwnOptions = NOTHING_OWN,
 ) -> Sameness:
     """Return what a call has to do with calls that are the same.
 

@@ -22,7 +22,7 @@ from django.utils.functional import Promise
 from django.utils.module_loading import import_string
 
 from celery_admin_runner.attempts import Attempt
-from celery_admin_runner.base import DjangoTask, OwnOptions
+from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.calls import signature_of
 from celery_admin_runner.commands import CommandTask
 from celery_admin_runner.conf import SETTING, settings
@@ -109,7 +109,7 @@ def _limit_problems(task: Task) -> Iterator[checks.CheckMessage]:
     if not (isinstance(task, DjangoTask) and task.unique):
         return
     try:
-        stale_after(task, OwnOptions(), {})
+        stale_after(task)
     except ImproperlyConfigured as error:
         problem = str(error)
     except (TypeError, ValueError, OverflowError) as error:

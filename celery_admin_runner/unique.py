@@ -21,7 +21,7 @@ from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext as _
 from kombu.utils.json import dumps
 
-from celery_admin_runner.base import DjangoTask, OwnOptions
+from celery_admin_runner.base import NOTHING_OWN, DjangoTask, OwnOptions
 from celery_admin_runner.conf import settings
 from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.exceptions import CeleryAdminRunnerError, NotEncodable
@@ -35,8 +35,7 @@ TRIES = 5
 _NAME_MAX_LENGTH = 150
 #: What a holder was last heard of by: if one of these changes, it is not stale.
 _SINCE = ("created_at", "eta", "due_at", "claimed_at", "published_at")
-#: The own options of a call that gives none.
-NOTHING_OWN = OwnOptions()
+#: What stands for options, and for defaults, where there are none.
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Inserted = TypeVar("Inserted")
@@ -179,7 +178,9 @@ def _has_object(values: Any) -> bool:
     return any(isinstance(value, models.Model | list | tuple | dict) for value in values)
 
 
-def stale_after(task: DjangoTask, own: OwnOptions, options: Mapping[str, Any]) -> timedelta:
+def stale_after(
+    task: DjangoTask, own: OwnOptions = NOTHING_OWN, options: Mapping[str, Any] = _NOTHING
+) -> timedelta:
     """Return after how long a unique run no longer keeps others from running.
 
     That of the call, of the task, or UNIQUE_STALE_AFTER; else no run of this call, nor one of

@@ -87,7 +87,7 @@ def test_a_command_that_is_named_is_a_task() -> None:
 
 
 def test_a_unique_command_needs_no_limit_of_its_own() -> None:
-    limit = unique.stale_after(command_task("try_ending"), unique.NOTHING_OWN, {})
+    limit = unique.stale_after(command_task("try_ending"))
 
     assert limit == timedelta(weeks=1)
 

@@ -12,7 +12,6 @@ from django.db.models import Model
 from celery_admin_runner import unique
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.attempts import Attempt
-from celery_admin_runner.base import OwnOptions
 from celery_admin_runner.calls import signature_of, wire_of
 from celery_admin_runner.encoding import readable_text, to_plain
 from celery_admin_runner.exceptions import TaskNotFound
@@ -94,7 +93,7 @@ class OfferedTask:
         with attempt:
             # A unique_key_generator may raise anything; the runner says what is wrong.
             key = unique.key_of(task, [wire_of(self.first, obj)], {})
-            limit = unique.stale_after(task, OwnOptions(), {})
+            limit = unique.stale_after(task)
             return run.active_key == key and not unique.is_stale(run, limit, now)
         return False
 
