@@ -12,10 +12,11 @@ from typing import IO, Any, TextIO
 
 from django.db import router
 
+from celery_admin_runner.deletion import BATCH_SIZE
 from celery_admin_runner.exceptions import PruneError
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
-from celery_admin_runner.retention import BATCH_SIZE, Selection, batches, delete
+from celery_admin_runner.retention import Selection, batches, delete
 
 #: Writes runs into a file, below one line of headings; returns how many runs.
 Writer = Callable[[TaskRunRecordQuerySet, Any], int]

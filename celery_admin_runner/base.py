@@ -428,6 +428,14 @@ class DjangoTask(CeleryDjangoTask):  # type: ignore[misc]
         headers = self.request.headers
         return context_of(headers) or starter_of(headers)
 
+    def get_result_url(self, run: Any) -> str:
+        """Return where the user of ``run``, a TaskRunRecord that succeeded, finds its result.
+
+        "" for the page of the object that the run is about, if that has one. Asked in the web
+        process whenever the run is shown: a query in it is one for each run.
+        """
+        return ""
+
     def on_invocation_apply(
         self, invocation_id: str, args: Any, kwargs: Any, options: Any, result: Any
     ) -> None:

@@ -68,6 +68,9 @@ class Settings:
     #: For how many seconds a locked beat (``celery_admin_runner.beat``) holds its lease: after so
     #: many, and one tick, another takes over from one that died. 1 to 86400.
     BEAT_LEASE_SECONDS: float = 60
+    #: Where the websocket of a user's runs is, as a path (``"/ws/task-runs/"``) or a URL: pages
+    #: with ``{% task_runs %}`` are told there; "": they ask the server again and again.
+    WEBSOCKET_URL: str = ""
 
     def __getattribute__(self, name: str) -> Any:
         """Answer from the project's settings, else with the default."""

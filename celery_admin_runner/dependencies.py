@@ -19,6 +19,7 @@ from django.db.models import Case, F, Value, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from celery_admin_runner.deletion import delete_by_key
 from celery_admin_runner.exceptions import (
     ALL,
     CircularDependency,
@@ -27,7 +28,6 @@ from celery_admin_runner.exceptions import (
 )
 from celery_admin_runner.models import Lease, OpenDependency, TaskRunRecord
 from celery_admin_runner.recording import database, record
-from celery_admin_runner.retention import delete_by_key
 from celery_admin_runner.states import FINISHED, State
 
 #: How many waiting runs one transaction settles.

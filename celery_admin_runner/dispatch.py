@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
@@ -299,7 +300,15 @@ def _end_cancelled(run: TaskRunRecord) -> None:
         finished_at=timezone.now(),
         exception=CANCELLED,
     )
-    run.refresh_from_db(using=router.db_for_write(TaskRunRecord))
+    _read_again(run)
+
+
+def _read_again(run: TaskRunRecord) -> bool:
+    """Read a run that was moved meanwhile; False if it was deleted: it stays as it was read."""
+    with suppress(TaskRunRecord.DoesNotExist):
+        run.refresh_from_db(using=router.db_for_write(TaskRunRecord))
+        return True
+    return False
 
 
 def _record_handover(run: TaskRunRecord) -> None:
@@ -308,11 +317,10 @@ def _record_handover(run: TaskRunRecord) -> None:
     moved = TaskRunRecord.objects.filter(pk=run.pk).transition(
         sources=[State.UNSENT], target=State.PENDING, published_at=now
     )
-    if moved:
+    if moved or not _read_again(run):
+        # Whoever deleted it meanwhile: it was sent.
         run.state, run.published_at = State.PENDING, now
-    else:
-        run.refresh_from_db(using=router.db_for_write(TaskRunRecord))
-        if run.published_at is None:
-            # No worker began it, which would have written that.
-            TaskRunRecord.objects.filter(pk=run.pk, published_at=None).update(published_at=now)
-            run.published_at = now
+    elif run.published_at is None:
+        # No worker began it, which would have written that.
+        TaskRunRecord.objects.filter(pk=run.pk, published_at=None).update(published_at=now)
+        run.published_at = now

@@ -24,12 +24,13 @@ from django.utils import timezone
 
 from celery_admin_runner import ignoring, unique
 from celery_admin_runner.base import Invocation, announce, intercept
+from celery_admin_runner.deadlocks import written_together
 from celery_admin_runner.exceptions import AlreadyActive
 from celery_admin_runner.headers import DATABASE_HEADER
 from celery_admin_runner.invocations import answer, is_in_canvas, sameness
 from celery_admin_runner.model_keys import ObjectSource, objects_for
 from celery_admin_runner.models import Source, TaskRunRecord
-from celery_admin_runner.object_tasks import OBJECT, ModelTask, start_needed, written_together
+from celery_admin_runner.object_tasks import OBJECT, ModelTask, start_needed
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import celery_app
 from celery_admin_runner.runner import TaskRunner
@@ -472,7 +473,7 @@ def _answer(invocation: Invocation) -> AsyncResult | None:
             transaction.set_rollback(True, using=_journal())
         return result
 
-    return written_together(write)
+    return written_together(write, using=_journal())
 
 
 def _announce(invocation: Invocation, using: str) -> Callable[[], AsyncResult] | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from django.conf import settings
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
-from django.db import models
+from django.db import models, router
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
@@ -212,6 +213,10 @@ class TaskRunRecord(models.Model):
                 condition=Q(finished_at__isnull=False) | ~Q(state__in=sorted(FINISHED)),
                 name="taskrun_finished_has_time",
             ),
+            models.CheckConstraint(
+                condition=Q(seen_at__isnull=True) | Q(state__in=sorted(FINISHED)),
+                name="taskrun_seen_is_finished",
+            ),
         ]
         indexes: ClassVar[list[models.Index]] = [
             # Each list of the journal is in the order of the primary key, newest first.
@@ -227,6 +232,8 @@ class TaskRunRecord(models.Model):
             models.Index(fields=["due_at"], name="taskrun_due_idx"),
             models.Index(fields=["periodic_task_name", "-id"], name="taskrun_periodic_idx"),
             models.Index(fields=["unique_key", "-id"], name="taskrun_unique_idx"),
+            # What a user is shown: unseen, or seen just now; and what was seen and may go.
+            models.Index(fields=["seen_at", "run_by"], name="taskrun_seen_idx"),
         ]
 
     def __str__(self) -> str:
@@ -248,6 +255,22 @@ class TaskRunRecord(models.Model):
     def heard_of_at(self) -> datetime:
         """When something was last heard of the run; its ``eta``, if that is later."""
         return heard_of_at(self)
+
+    def mark_seen(self, now: datetime | None = None) -> bool:
+        """Write that its user saw how the run ended; tell whether that was news.
+
+        One guarded UPDATE: an unfinished run, or one that was seen before, is left alone. A
+        later attempt, or another end, makes it unseen again.
+        """
+        now = timezone.now() if now is None else now
+        using = router.db_for_write(TaskRunRecord, instance=self)
+        is_news = bool(TaskRunRecord.objects.using(using).filter(pk=self.pk).mark_seen(now))
+        if is_news:
+            self.seen_at = now
+        return is_news
+
+    # No template sees it by the way.
+    mark_seen.alters_data = True  # type: ignore[attr-defined]
 
     def is_stale(self, now: datetime) -> bool:
         """Tell whether nobody has heard of the run for longer than is usual in its state."""

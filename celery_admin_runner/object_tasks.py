@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db import OperationalError, connections, models, router, transaction
+from django.db import models, router
 from django.db.models import Exists, OuterRef, Q
 
 from celery_admin_runner import unique
@@ -27,10 +27,6 @@ from celery_admin_runner.states import State
 
 #: The name of a model task's first parameter, to which the object's primary key is sent.
 OBJECT = "object"
-#: So often what is to be written together is tried.
-TRIES = 5
-
-Written = TypeVar("Written")
 
 
 class ModelTask(DjangoTask):
@@ -157,24 +153,6 @@ def start_needed(
         if not run.is_finished:
             awaited.append(run)
     return awaited
-
-
-def written_together(write: Callable[[], Written]) -> Written:
-    """Write several rows in one transaction, and again if a deadlock has ended it.
-
-    Two who write at once what is needed for the same object can wait for each other: MySQL and
-    MariaDB lock what is between two keys too. In a transaction of the caller's the error is
-    raised.
-    """
-    using = str(router.db_for_write(TaskRunRecord))
-    for tries_left in reversed(range(TRIES)):
-        try:
-            with transaction.atomic(using=using):
-                return write()
-        except OperationalError:
-            if not tries_left or connections[using].in_atomic_block:
-                raise
-    raise AssertionError("unreachable")
 
 
 def _is_given_up(task: ModelTask, run: TaskRunRecord, now: datetime) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any
 
@@ -20,22 +20,35 @@ MESSAGE_MAX_LENGTH = 255
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
+    """How far a run is; ``total`` None: unknown."""
+
     current: int
     total: int | None
     message: str
 
 
 class Progress:
-    """The progress of one attempt of a run; ``scrub`` masks the secrets in its messages."""
+    """The progress of one attempt of a run.
 
-    def __init__(self, task_id: str, *, attempt: int, scrub: Callable[[str], str]) -> None:
+    ``scrub`` masks the secrets in its messages; ``tell`` hears of each step that was written.
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        *,
+        attempt: int,
+        scrub: Callable[[str], str],
+        tell: Callable[[Step], None],
+    ) -> None:
         self._task_id = task_id
         self._attempt = attempt
         self._scrub = scrub
+        self._tell = tell
         self._lock = RLock()
-        self._latest: _Step | None = None
-        self._written: _Step | None = None
+        self._latest: Step | None = None
+        self._written: Step | None = None
         #: When it may be written again; on the monotonic clock.
         self.due_at = 0.0
 
@@ -51,7 +64,7 @@ class Progress:
             done = max(done, self._latest.current if self._latest else 0)
             # Nothing of nothing is no part that could be shown.
             whole = max(whole, done) if whole else None
-            self._latest = _Step(
+            self._latest = Step(
                 current=done, total=whole, message="" if message is None else text_of(message)
             )
         return is_first
@@ -68,10 +81,12 @@ class Progress:
         if step is None or step is self._written:
             return
         # The next attempt, which begins at nothing, may have started already.
-        journal().filter(task_id=self._task_id, retries=self._attempt).advance(
-            current=step.current, total=step.total, message=self._shown(step)
-        )
+        message = self._shown(step)
+        runs = journal().filter(task_id=self._task_id, retries=self._attempt)
+        is_written = runs.advance(current=step.current, total=step.total, message=message)
         self._written = step
+        if is_written:
+            self._tell(replace(step, message=message))
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of the latest step, to be written with the end; {} if none waits."""
@@ -84,7 +99,7 @@ class Progress:
             "progress_message": self._shown(step),
         }
 
-    def _shown(self, step: _Step) -> str:
+    def _shown(self, step: Step) -> str:
         """Return the message as it can be stored: without secrets, and short enough."""
         text = storable_text(self._scrub(without_escapes(step.message)))
         return text.strip()[:MESSAGE_MAX_LENGTH]

@@ -7,7 +7,7 @@ hand (``statements.move``).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -20,6 +20,7 @@ from django.db.models import Case, Count, F, Max, Min, Q, Value, When, Window
 from django.db.models.functions import Coalesce, RowNumber
 from django.utils import timezone
 
+from celery_admin_runner.changes import Owner, told
 from celery_admin_runner.conf import settings
 from celery_admin_runner.states import FAILED, FINISHED, UNFINISHED, State
 
@@ -51,6 +52,8 @@ STALE_AFTER: Mapping[State, timedelta | None] = {
 }
 #: Who claims a run that is due sends it within seconds: longer ago than this, and it died.
 STALE_SCHEDULED_AFTER = timedelta(minutes=5)
+#: A finished run is shown to its user for so many seconds after it was seen.
+SECONDS_SINCE_SEEN = 30.0
 #: The moments at which something was heard of a run. ``eta`` is one too, for before it
 #: nothing is to be heard.
 _HEARD_AT = (
@@ -122,11 +125,21 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         One guarded UPDATE that also writes ``fields``; returns how many rows it
         moved. Of any number of concurrent callers exactly one gets 1 for a row:
         who gets 1 acts, who gets 0 stops. A finished run gives up its
-        ``active_key``, so that a unique task can run again, and is due no more.
+        ``active_key``, so that a unique task can run again, and is due no more. Nobody
+        has seen yet what became of it. Sends ``run_changed``.
         """
+        sources = list(sources)
+        fields = {"seen_at": None, **fields}
         if target in FINISHED:
             fields = {"active_key": None, "due_at": None, **fields}
-        return self.in_state(sources).update(state=target, **fields)
+        return told(
+            lambda: self,
+            sender=self._sender,
+            sources=sources,
+            target=target,
+            update=lambda pks: self._among(pks).in_state(sources).update(state=target, **fields),
+            owners=lambda: self._owners(sources),
+        )
 
     def hand_over(self, now: datetime) -> int:
         """Write when these runs were sent, and move those that nobody has begun yet to PENDING.
@@ -134,14 +147,39 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         One UPDATE, like ``transition``, that leaves every other state as it is: a worker may
         have begun, or somebody have asked it to stop, before its publisher writes this.
         """
-        is_unsent = When(
-            state__in=[State.UNSENT, State.SCHEDULED], then=Value(State.PENDING.value)
+        unsent = [State.UNSENT, State.SCHEDULED]
+
+        def update(pks: Collection[int] | None) -> int:
+            among = Q() if pks is None else Q(pk__in=pks)
+            is_unsent = When(among, state__in=unsent, then=Value(State.PENDING.value))
+            return self.update(
+                state=Case(is_unsent, default=F("state")),
+                due_at=None,
+                published_at=Coalesce("published_at", Value(now, models.DateTimeField())),
+            )
+
+        return told(
+            lambda: self,
+            sender=self._sender,
+            sources=unsent,
+            target=State.PENDING,
+            update=update,
+            owners=lambda: self._owners(unsent),
         )
-        return self.update(
-            state=Case(is_unsent, default=F("state")),
-            due_at=None,
-            published_at=Coalesce("published_at", Value(now, models.DateTimeField())),
-        )
+
+    def _owners(self, sources: Iterable[State]) -> Iterable[Owner]:
+        """Return whose the runs in one of ``sources`` are, from where they are written."""
+        owned = self.using(self.select_for_update().db).in_state(sources)
+        return owned.filter(run_by__isnull=False).order_by().values_list("run_by_id", "pk")
+
+    @property
+    def _sender(self) -> type[TaskRunRecord]:
+        """The model that ``run_changed`` is sent by, also where this one is a proxy of it."""
+        return cast("type[TaskRunRecord]", self.model._meta.concrete_model)
+
+    def _among(self, pks: Collection[int] | None) -> Self:
+        """Those of these runs with one of these primary keys; None: all."""
+        return self if pks is None else self.filter(pk__in=pks)
 
     def in_state(self, states: Iterable[State]) -> Self:
         """Runs in one of ``states``, written so that no index serves it.
@@ -200,7 +238,58 @@ class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
         """Runs that ``user`` may see: all with ``view_taskrunrecord``, else his or her own."""
         if user.is_active and user.has_perm("celery_admin_runner.view_taskrunrecord"):
             return self
+        return self.for_user(user)
+
+    def for_user(self, user: AnyUser) -> Self:
+        """Runs of one user, and of nobody else, whatever he or she may see; anonymous: none."""
         return self.filter(run_by=user.pk) if user.pk is not None else self.none()
+
+    def only_of(self, user: AnyUser) -> Self:
+        """The same as ``for_user``, written so that no index serves it: see ``in_state``.
+
+        Here it would be against who deletes a run.
+        """
+        if user.pk is None:
+            return self.none()
+        return self.alias(_run_by=Coalesce("run_by", "run_by")).filter(_run_by=user.pk)
+
+    def for_display(
+        self,
+        user: AnyUser,
+        seconds_since_seen: float = SECONDS_SINCE_SEEN,
+        *,
+        now: datetime | None = None,
+    ) -> Self:
+        """Runs to show to their user: unfinished, finished and unseen, or seen just now.
+
+        What was seen is shown for ``seconds_since_seen`` more. Of the runs that a run of the
+        user started in turn only those that have a label: the others are its own affair. The
+        newest first. One query, which the index on ``seen_at`` serves, for what is unfinished
+        was never seen; on SQLite, which knows not how few these are, that of the user's runs.
+        """
+        return self.for_user(user).displayed(seconds_since_seen, now=now)
+
+    def displayed(
+        self, seconds_since_seen: float = SECONDS_SINCE_SEEN, *, now: datetime | None = None
+    ) -> Self:
+        """Runs that are shown to their users, whoever these are: see ``for_display``.
+
+        No index is to serve their order: PostgreSQL would look for the newest 200 of a user who
+        has many, but has seen them all, through the whole journal.
+        """
+        now = timezone.now() if now is None else now
+        is_unseen = Q(seen_at=None) | Q(seen_at__gte=now - timedelta(seconds=seconds_since_seen))
+        is_asked_for = Q(parent_id="") | ~Q(label="")
+        return self.filter(is_unseen, is_asked_for).order_by((F("pk") + 0).desc())
+
+    def mark_seen(self, now: datetime) -> int:
+        """Write that their user saw how these runs ended; returns for how many that is news.
+
+        One guarded UPDATE: what is unfinished, or was seen before, is left alone. As by
+        ``in_state``, no index is to serve that.
+        """
+        finished = self.in_state(FINISHED).alias(_seen_at=Coalesce("seen_at", "seen_at"))
+        return finished.filter(_seen_at=None).update(seen_at=now)
 
     def for_object(self, obj: models.Model) -> Self:
         """Runs that are about a model instance, in whichever database that is.

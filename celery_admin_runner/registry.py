@@ -25,6 +25,8 @@ CELERY_PREFIX = "celery."
 OWN_PREFIX = "celery_admin_runner."
 #: The task by which beat has what is due sent (DISPATCH="beat").
 DISPATCH_TASK = "celery_admin_runner.tasks.dispatch_due_runs"
+#: The task by which beat has what its users have seen deleted.
+PRUNE_SEEN_TASK = "celery_admin_runner.tasks.prune_seen_runs"
 #: What routing raises for a queue that is not configured, and the project's own router
 #: for a call whose arguments it needs.
 UNROUTABLE = (QueueNotFound, AttributeError, LookupError, TypeError, ValueError)

@@ -6,13 +6,14 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from math import inf
 from time import monotonic
 from types import NoneType
 from typing import Any, TypeVar
 
 from celery.app.task import Context, Task
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -21,8 +22,9 @@ from celery_admin_runner.calls import secrets_of
 from celery_admin_runner.conf import settings
 from celery_admin_runner.exceptions import RunCancelled
 from celery_admin_runner.messages import row_of
+from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.output import Output
-from celery_admin_runner.progress import Progress
+from celery_admin_runner.progress import Progress, Step
 from celery_admin_runner.recording import (
     FAULTS,
     OWN_ALIAS,
@@ -33,6 +35,7 @@ from celery_admin_runner.recording import (
     report,
 )
 from celery_admin_runner.redaction import scrub
+from celery_admin_runner.signals import run_progressed
 from celery_admin_runner.states import State
 
 #: A run that goes on for longer gives a sign of life, and again after as long; in seconds.
@@ -62,6 +65,7 @@ class CurrentRun:
         self.task_id = str(request.id)
         row = row_of(request.headers)
         self._pk = row.pk if row else None
+        self._user_pk = row.run_by if row else ""
         self._task = task
         self._args, self._kwargs = tuple(request.args or ()), dict(request.kwargs or {})
         self._secrets: set[str] | None = None
@@ -72,6 +76,7 @@ class CurrentRun:
             self.task_id,
             attempt=request.retries or 0,
             scrub=lambda text: scrub(text, self._find_secrets()),
+            tell=self._tell_of_progress,
         )
         self._is_cancelled = False
         self._ask_at = 0.0
@@ -120,6 +125,21 @@ class CurrentRun:
         if self._secrets is None:
             self._secrets = secrets_of(self._task, self._args, self._kwargs)
         return self._secrets
+
+    def _tell_of_progress(self, step: Step) -> None:
+        """Send ``run_progressed`` once the step can be seen."""
+        if run_progressed.has_listeners(TaskRunRecord):
+            send = partial(
+                run_progressed.send_robust,
+                sender=TaskRunRecord,
+                task_id=self.task_id,
+                run_pk=self.pk,
+                user_pk=self._user_pk,
+                current=step.current,
+                total=step.total,
+                message=step.message,
+            )
+            transaction.on_commit(send, using=database(), robust=True)
 
     def _ask(self) -> bool:
         asked = Q(cancel_requested_at__isnull=False) | Q(state=State.CANCELLING)

@@ -13,7 +13,9 @@ from typing import Any
 
 from django.db import connections, transaction
 
+from celery_admin_runner.changes import Owner, told
 from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.recording import OWN_ALIAS, database
 from celery_admin_runner.states import FINISHED, State
 
@@ -55,15 +57,71 @@ def move(
     What need not last is not waited for until it is on the disk, where the database can be
     told so for one statement: if its machine dies within a second, it is as if never said.
     """
+    # Once: in the transaction in which it is told of a move the answer would be another one.
+    alias = database()
+
+    def runs() -> TaskRunRecordQuerySet:
+        ours = TaskRunRecord.objects.using(alias).filter(task_id=task_id)
+        return ours if attempt is None else ours.filter(retries__lte=attempt)
+
+    def update(pks: Collection[int] | None) -> int:
+        # One row: what is locked is still as it was seen.
+        if pks is not None and not pks:
+            return 0
+        return _update(
+            alias,
+            task_id,
+            attempt=attempt,
+            sources=sources,
+            must_last=must_last,
+            state=target,
+            **fields,
+        )
+
+    fields.setdefault("seen_at", None)
     if target in FINISHED:
         fields.setdefault("active_key", None)
-    alias = database()
+    return told(
+        runs,
+        sender=TaskRunRecord,
+        sources=sources,
+        target=target,
+        update=update,
+        owners=lambda: _owners(alias, task_id),
+    )
+
+
+def _owners(alias: str, task_id: str) -> list[Owner]:
+    """Return whose the run is: one row, or none."""
+    connection = connections[alias]
+    quote = connection.ops.quote_name
+    meta = TaskRunRecord._meta
+    user: Any = meta.get_field("run_by")
+    columns = f"{quote(user.column)}, {quote(meta.pk.column or '')}"
+    sql = " ".join(
+        ["SELECT", columns, "FROM", quote(meta.db_table), "WHERE", quote("task_id"), "= %s"]
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [task_id])
+        return [(user.target_field.to_python(key), pk) for key, pk in cursor.fetchall()]
+
+
+def _update(
+    alias: str,
+    task_id: str,
+    *,
+    attempt: int | None,
+    sources: Collection[State],
+    must_last: bool,
+    **fields: Any,
+) -> int:
+    """Execute the statement; returns how many rows it changed."""
     connection = connections[alias]
     quote = connection.ops.quote_name
     meta = TaskRunRecord._meta
     assignments: list[str] = []
     values: list[Any] = []
-    for name, value in {"state": target, **fields}.items():
+    for name, value in fields.items():
         field: Any = meta.get_field(name)
         column = quote(field.column)
         if isinstance(value, IfUnset):
