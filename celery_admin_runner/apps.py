@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
 
@@ -46,3 +47,7 @@ class CeleryAdminRunnerConfig(AppConfig):
         bootsteps.connect()
         commands.connect()
         registry.import_app()
+        if apps.is_installed("channels") and getattr(settings, "CHANNEL_LAYERS", {}):
+            from celery_admin_runner.live import pushing
+
+            pushing.connect()

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, TypedDict
 
 from django.contrib.admin import AdminSite
-from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.core.exceptions import BadRequest, PermissionDenied, RequestDataTooBig
 from django.db.models import QuerySet
 from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
@@ -18,6 +18,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from celery_admin_runner import encoding, registry
 from celery_admin_runner.admin.links import record_url, run_page_url
 from celery_admin_runner.annotations import shape_of
+from celery_admin_runner.answers import (
+    bad_request,
+    errors_response,
+    flag,
+    too_large,
+    validation_texts,
+)
 from celery_admin_runner.calls import signature_of
 from celery_admin_runner.exceptions import (
     ALL,
@@ -37,7 +44,6 @@ from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
 from celery_admin_runner.wire import masked, to_wire
 
-JSON = "application/json"
 #: Tasks in an answer, unless the client asks for another number.
 DEFAULT_LIMIT = 50
 #: Tasks in an answer at most.
@@ -120,9 +126,9 @@ def tasks_response(
     try:
         limit = min(_number(request, "limit", DEFAULT_LIMIT), MAX_LIMIT)
         offset = _number(request, "offset", 0)
-        runnable = _flag(request, "runnable")
-    except ValueError as error:
-        return errors_response({ALL: [str(error)]}, HTTPStatus.BAD_REQUEST)
+        runnable = flag(request, "runnable")
+    except BadRequest as error:
+        return bad_request(str(error))
     found = [
         info
         for info in registry.matching(infos, request.GET.get("q", ""))
@@ -150,29 +156,14 @@ def run_response(
     except InvalidArguments as error:
         return errors_response(error.errors, HTTPStatus.BAD_REQUEST)
     except ValidationError as error:
-        return errors_response({ALL: _messages(error)}, HTTPStatus.BAD_REQUEST)
+        return bad_request(*validation_texts(error))
     except RequestDataTooBig:
-        return errors_response({ALL: [_("The body is too large.")]}, HTTPStatus.BAD_REQUEST)
-
-
-def is_json(request: HttpRequest) -> bool:
-    """Tell whether the request brings JSON, and so wants JSON back."""
-    return request.method == "POST" and request.content_type == JSON
-
-
-def forbidden() -> JsonResponse:
-    """Answer that the user may not do this, or is nobody."""
-    return errors_response({ALL: [_("You are not allowed to do this.")]}, HTTPStatus.FORBIDDEN)
+        return too_large()
 
 
 def not_found(error: TaskNotFound) -> JsonResponse:
     """Answer that there is no such task."""
     return errors_response({ALL: [str(error)]}, HTTPStatus.NOT_FOUND)
-
-
-def errors_response(errors: dict[str, list[str]], status: HTTPStatus) -> JsonResponse:
-    """Answer with errors: by parameter, or under ``"__all__"``."""
-    return JsonResponse({"errors": errors}, status=status)
 
 
 def _run(
@@ -231,33 +222,15 @@ def _runs(viewer: Viewer, task_ids: Sequence[str]) -> list[TaskRunRecord]:
     return list(runs.values())
 
 
-def _messages(error: ValidationError) -> list[str]:
-    """Return what is wrong with the body, each message with its place."""
-    return [
-        ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"]]))
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-
-
 def _number(request: HttpRequest, name: str, default: int) -> int:
-    """Return a number of the query; raises ValueError if it is none, or negative."""
+    """Return a number of the query; raises BadRequest if it is none, or negative."""
     text = request.GET.get(name) or str(default)
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise ValueError(
+        raise BadRequest(
             _("%(name)s: a number from 0 on is needed, not “%(text)s”.")
             % {"name": name, "text": text[:50]}
         )
     return int(text)
-
-
-def _flag(request: HttpRequest, name: str) -> bool | None:
-    """Return a yes (1) or no (0) of the query, or None; raises ValueError for anything else."""
-    text = request.GET.get(name, "")
-    if text not in {"", "0", "1"}:
-        raise ValueError(
-            _("%(name)s: 0 or 1 is needed, not “%(text)s”.") % {"name": name, "text": text[:50]}
-        )
-    return None if text == "" else text == "1"
 
 
 def _task_entry(info: TaskInfo, admin_site: AdminSite) -> TaskEntry:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
-from http import HTTPStatus
 from typing import Any, TypedDict
 
 from django.contrib.admin import ModelAdmin
@@ -26,12 +25,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from celery_admin_runner.admin import api, display
+from celery_admin_runner import answers
+from celery_admin_runner.admin import display
 from celery_admin_runner.admin.dependencies import dependencies_context
 from celery_admin_runner.admin.links import model_url
 from celery_admin_runner.admin.move import kept_text, overdue_text
 from celery_admin_runner.capture import NOTE
-from celery_admin_runner.exceptions import ALL
 from celery_admin_runner.models import TaskRunOutput, TaskRunRecord
 
 #: Characters of output that a page shows, and that an answer adds to it.
@@ -190,7 +189,7 @@ class RunLiveMixin(ModelAdmin):  # type: ignore[type-arg]
         run = self._visible_run(request, object_id)
         after = request.GET.get("after", "0")
         if not _DIGITS.fullmatch(after) or int(after) > _SEQ_MAX:
-            return _bad_request(_("“after” is not the number of a piece of output."))
+            return answers.bad_request(_("“after” is not the number of a piece of output."))
         output = OutputPart.after(run, int(after))
         context = self._parts(request, run, self._fieldsets(request, run))
         return JsonResponse(_answer(run, output, fragments=_fragments(request, context)))
@@ -201,7 +200,7 @@ class RunLiveMixin(ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         keys = request.GET.get("ids", "").split(",")[:LIST_MAX]
         if not all(_DIGITS.fullmatch(key) and int(key) <= _SEQ_MAX for key in keys):
-            return _bad_request(_("“ids” are not the numbers of runs."))
+            return answers.bad_request(_("“ids” are not the numbers of runs."))
         runs = self.get_queryset(request).filter(pk__in=keys).only(*_LIST_FIELDS)
         return JsonResponse({"runs": {str(run.pk): self._listed(run) for run in runs}})
 
@@ -274,14 +273,10 @@ class RunLiveMixin(ModelAdmin):  # type: ignore[type-arg]
         @never_cache
         def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
             if not self.admin_site.has_permission(request):
-                return api.forbidden()
+                return answers.forbidden()
             return protected(request, *args, **kwargs)
 
         return answer
-
-
-def _bad_request(text: str) -> JsonResponse:
-    return api.errors_response({ALL: [text]}, HTTPStatus.BAD_REQUEST)
 
 
 def _answer(run: TaskRunRecord, output: OutputPart, *, fragments: dict[str, str]) -> Answer:

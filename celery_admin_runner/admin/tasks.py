@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods
 
+from celery_admin_runner import answers
 from celery_admin_runner.admin import api, links
 from celery_admin_runner.admin.changelist import TaskList
 from celery_admin_runner.admin.run_views import (
@@ -106,7 +107,7 @@ class CeleryTaskAdmin(TaskListAdmin):
 
     def run_view(self, request: HttpRequest, task_name: str) -> HttpResponse:
         """Show a task, and start it: with what its form says, or a JSON request."""
-        if api.is_json(request):
+        if answers.is_json(request):
             return self._run_json(request, task_name)
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -120,7 +121,7 @@ class CeleryTaskAdmin(TaskListAdmin):
     def api_view(self, request: HttpRequest) -> HttpResponse:
         """Answer with the tasks as JSON."""
         if not self.has_view_permission(request):
-            return api.forbidden()
+            return answers.forbidden()
         return api.tasks_response(request, all_task_infos(), admin_site=self.admin_site)
 
     def get_run_page(
@@ -140,7 +141,7 @@ class CeleryTaskAdmin(TaskListAdmin):
 
     def _run_json(self, request: HttpRequest, task_name: str) -> HttpResponse:
         if not self.has_run_permission(request):
-            return api.forbidden()
+            return answers.forbidden()
         try:
             info = self.get_info(task_name)
         except TaskNotFound as error:
@@ -161,8 +162,9 @@ class CeleryTaskAdmin(TaskListAdmin):
 
         @wraps(view)
         def page(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-            if (is_api or api.is_json(request)) and not self.admin_site.has_permission(request):
-                return api.forbidden()
+            is_answered_in_json = is_api or answers.is_json(request)
+            if is_answered_in_json and not self.admin_site.has_permission(request):
+                return answers.forbidden()
             return protected(request, *args, **kwargs)
 
         return transaction.non_atomic_requests(using=router.db_for_write(TaskRunRecord))(page)

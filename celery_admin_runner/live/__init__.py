@@ -1,0 +1,1 @@
+"""State for the people who wait: a user's own runs, by polling or by websocket."""
