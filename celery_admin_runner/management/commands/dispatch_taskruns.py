@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from celery_admin_runner.dispatcher import Dispatched, Dispatcher
+from celery_admin_runner.management.stopping import stopped_by_signals
 from celery_admin_runner.recording import FAULTS
-
-STOPPED_BY = (signal.SIGTERM, signal.SIGINT)
 
 
 class Command(BaseCommand):
@@ -42,7 +38,7 @@ class Command(BaseCommand):
     def handle(self, *, once: bool, interval: float, verbosity: int, **options: Any) -> None:
         """Dispatch once, or until a signal comes."""
         stop = Event()
-        with _stopped_by_signals(stop):
+        with stopped_by_signals(stop):
             if not once:
                 if verbosity:
                     text = f"Due runs are sent, every {interval:g} s, until told to stop."
@@ -60,22 +56,6 @@ class Command(BaseCommand):
             raise CommandError(f"The broker is away: {dispatched.broker_error}")
         if dispatched.failed:
             sys.exit(1)
-
-
-@contextmanager
-def _stopped_by_signals(stop: Event) -> Iterator[None]:
-    """Set ``stop`` when a signal asks the process to end, in place of ending it at once."""
-
-    def ask(*args: object) -> None:
-        # In a thread: here we may have interrupted who holds the lock of the event.
-        Thread(target=stop.set).start()
-
-    before = {number: signal.signal(number, ask) for number in STOPPED_BY}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _summary(dispatched: Dispatched) -> str:

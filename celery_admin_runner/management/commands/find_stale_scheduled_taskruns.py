@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
+from celery_admin_runner.management.asking import is_confirmed
 from celery_admin_runner.management.listing import (
     Action,
     Listing,
@@ -91,21 +92,12 @@ class Command(BaseCommand):
     def _send_again(self, stale: TaskRunRecordQuerySet, *, yes: bool) -> Action | None:
         """Return what sends a run again; None if the answer is no, or there are none."""
         number = 0 if yes else stale.count()
-        if number and not self._is_confirmed(number):
+        again = "this run" if number == 1 else f"these {number:,} runs"
+        question = f"What was sent before may run twice. Send {again} again?"
+        if number and not is_confirmed(question, self.stdout):
             return None
         runner = TaskRunner()
         return lambda run: send(runner, run)
-
-    def _is_confirmed(self, number: int) -> bool:
-        """Ask the person at the keyboard."""
-        runs = "this run" if number == 1 else f"these {number:,} runs"
-        question = f"What was sent before may run twice. Send {runs} again? Type “yes”: "
-        self.stdout.write(question, ending="")
-        self.stdout.flush()
-        try:
-            return input().strip().lower() == "yes"
-        except EOFError as error:
-            raise CommandError("There is nobody to ask: say --yes.") from error
 
 
 def _described(run: TaskRunRecord) -> dict[str, str]:

@@ -14,10 +14,11 @@ from django.utils.formats import date_format
 
 from celery_admin_runner.archive import archive_and_prune
 from celery_admin_runner.conf import SETTING, settings
+from celery_admin_runner.deletion import BATCH_SIZE
 from celery_admin_runner.durations import parse_duration
 from celery_admin_runner.exceptions import PruneError
 from celery_admin_runner.export import write_csv
-from celery_admin_runner.retention import BATCH_SIZE, Selection, count, cutoff_before, prune
+from celery_admin_runner.retention import SEEN_AGE, Selection, count, cutoff_before, prune
 from celery_admin_runner.states import FINISHED, State
 
 
@@ -36,7 +37,14 @@ class Command(BaseCommand):
             type=_duration,
             metavar="DURATION",
             help="Delete runs that ended longer ago than this: 28d, 12h, 90m, 120s or ISO 8601 "
-            "(P28D). Default: the setting RETENTION.",
+            "(P28D). Default: the setting RETENTION; with --seen 120s.",
+        )
+        parser.add_argument(
+            "--seen",
+            action="store_true",
+            help="Only runs of which their user has seen the end, and that the site's own code "
+            "started. What staff started in admin stays until it is as old as RETENTION, whoever "
+            "looked at it: of that the journal is the audit.",
         )
         parser.add_argument(
             "--state",
@@ -78,6 +86,7 @@ class Command(BaseCommand):
         self,
         *,
         older_than: timedelta | None,
+        seen: bool,
         state: Sequence[str] | None,
         task: Sequence[str] | None,
         keep_last: int,
@@ -92,10 +101,11 @@ class Command(BaseCommand):
             raise CommandError("--keep-last must be 0 or more, and --batch-size 1 or more.")
         try:
             selection = Selection(
-                cutoff=cutoff_before(timezone.now(), _age(older_than)),
+                cutoff=cutoff_before(timezone.now(), _age(older_than, only_seen=seen)),
                 states=_states(state),
                 tasks=tuple(task or ()),
                 keep_last=keep_last,
+                only_seen=seen,
             )
             if dry_run:
                 self._say("{runs} would be pruned", count(selection), selection, verbosity)
@@ -126,7 +136,8 @@ class Command(BaseCommand):
     def _say(self, text: str, runs: int, selection: Selection, verbosity: int) -> None:
         """Tell the result and the moment that divided old from new."""
         if verbosity:
-            what = text.format(runs=f"{runs:,} {'run' if runs == 1 else 'runs'}")
+            noun = "seen run" if selection.only_seen else "run"
+            what = text.format(runs=f"{runs:,} {noun if runs == 1 else f'{noun}s'}")
             cutoff = selection.cutoff
             local = timezone.localtime(cutoff) if timezone.is_aware(cutoff) else cutoff
             moment = date_format(local, "Y-m-d H:i:s T")
@@ -141,9 +152,10 @@ def _duration(text: str) -> timedelta:
         raise ArgumentTypeError(str(error)) from error
 
 
-def _age(older_than: timedelta | None) -> timedelta:
-    """Return the age that was asked for, else the setting's."""
-    age: timedelta | None = settings.RETENTION if older_than is None else older_than
+def _age(older_than: timedelta | None, *, only_seen: bool) -> timedelta:
+    """Return the age that was asked for, else the setting's, or that for what was seen."""
+    default = SEEN_AGE if only_seen else settings.RETENTION
+    age: timedelta | None = default if older_than is None else older_than
     if age is None:
         raise CommandError(
             f"{SETTING}['RETENTION'] is None: finished runs are kept for ever. Say which are "
