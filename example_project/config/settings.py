@@ -15,13 +15,18 @@ PostgreSQL with RabbitMQ::
 
 MariaDB or MySQL work too (``mysql://...``), once ``mysqlclient`` is installed.
 The ``example`` extra of the package brings the drivers of PostgreSQL and Redis.
+
+With the ``websocket`` extra the server is daphne, and the customers' page has a websocket;
+without it, or with ``EXAMPLE_WEBSOCKET=0``, the page asks now and then.
 """
 
 import os
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import dj_database_url
+import django
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -29,6 +34,13 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 VAR = Path(os.environ.get("EXAMPLE_VAR") or BASE_DIR / "var").resolve()
 for folder in ("messages", "control"):
     (VAR / folder).mkdir(parents=True, exist_ok=True)
+
+#: What is needed for a websocket is installed, and wanted.
+WEBSOCKET = os.environ.get("EXAMPLE_WEBSOCKET") != "0" and all(
+    map(find_spec, ("channels", "daphne"))
+)
+#: How long a customer waits for each step of a report.
+REPORT_SECONDS_A_STEP = float(os.environ.get("EXAMPLE_SECONDS_A_STEP") or 2)
 
 SECRET_KEY = "the example project keeps no secrets"
 DEBUG = True
@@ -41,6 +53,9 @@ LANGUAGE_CODE = "en"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # The demo's users have short passwords on purpose.
 AUTH_PASSWORD_VALIDATORS = []
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "home"
+LOGOUT_REDIRECT_URL = "home"
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -114,6 +129,29 @@ CELERY_BEAT_SCHEDULE = {
     "Clear old sessions": {"task": "command.sessions.clearsessions", "schedule": 24 * 3600.0},
 }
 
+# What shop/mails.py writes goes into files. By SMTP it would need a timeout too.
+MAIL_BACKEND, MAIL_FOLDER = "django.core.mail.backends.filebased.EmailBackend", VAR / "mails"
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": MAIL_BACKEND, "OPTIONS": {"file_path": MAIL_FOLDER}}}
+else:
+    EMAIL_BACKEND, EMAIL_FILE_PATH = MAIL_BACKEND, MAIL_FOLDER
+
+# The websocket of the customers' page.
+if WEBSOCKET:
+    # daphne comes first: its runserver serves websockets too, and takes the place of Django's.
+    INSTALLED_APPS = ["daphne", "channels", *INSTALLED_APPS]
+    ASGI_APPLICATION = "config.asgi.application"
+    # A channel layer takes what a worker has to tell to the server that holds the websocket. The
+    # one in memory never leaves its process: then the server looks into the database each second.
+    CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+    if CELERY_BROKER_URL.startswith("redis://") and find_spec("channels_redis"):
+        # channels_redis waits five seconds for a message; redis-py 8 gives up after as many.
+        redis = {"address": CELERY_BROKER_URL, "socket_timeout": 15}
+        CHANNEL_LAYERS["default"] = {
+            "BACKEND": "channels_redis.core.RedisChannelLayer",
+            "CONFIG": {"hosts": [redis]},
+        }
+
 # What this package is told. Every key is explained in README.rst.
 CELERY_ADMIN_RUNNER = {
     "APP": "config.celery:app",
@@ -136,4 +174,6 @@ CELERY_ADMIN_RUNNER = {
     },
     # What the shop asks of each task, see manage.py check.
     "TASK_CHECKER": "shop.checks:check_task",
+    # Where the customers' page finds its websocket, see config/asgi.py; empty: it asks.
+    "WEBSOCKET_URL": "/ws/task-runs/" if WEBSOCKET else "",
 }

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from celery_admin_runner.admin import RunHistoryAdmin
 from celery_admin_runner.contexts import RunContext
-from shop.models import Customer, Order, Product
+from shop.models import Customer, Order, Product, Report
 from shop.tasks import add_vat, send_receipt
 
 #: How long a page waits for the result of a task.
@@ -43,8 +43,10 @@ class ProductAdmin(RunHistoryAdmin, ModelAdmin):
 class CustomerAdmin(ModelAdmin):
     """Customers."""
 
-    list_display = ("name", "email")
+    list_display = ("name", "email", "user")
+    list_select_related = ("user",)
     search_fields = ("name", "email")
+    raw_id_fields = ("user",)
 
 
 @admin.register(Order)
@@ -71,3 +73,18 @@ class OrderAdmin(RunHistoryAdmin, ModelAdmin):
                 send_receipt.apply_async_on_commit((order.pk,), run_context=context)
         text = "Noted. Whoever had no receipt within the hour gets one."
         self.message_user(request, text, messages.SUCCESS)
+
+
+@admin.register(Report)
+class ReportAdmin(RunHistoryAdmin, ModelAdmin):
+    """What customers have asked for, with the runs that built it."""
+
+    list_display = ("id", "owner", "period", "created_at", "built_at")
+    list_select_related = ("owner",)
+    list_filter = ("period",)
+    search_fields = ("=id", "owner__username")
+    readonly_fields = ("owner", "period", "created_at", "built_at", "content")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Leave that to customers."""
+        return False

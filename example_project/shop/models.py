@@ -1,9 +1,11 @@
 """What the shop sells, to whom, and what was ordered."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
+from django.conf import settings
 from django.db import models, transaction
 from django.db.models import F
+from django.urls import reverse
 from django.utils import timezone
 from pydantic import Field
 
@@ -31,6 +33,10 @@ class Customer(models.Model):
 
     name = models.CharField(max_length=100)
     email = models.EmailField(unique=True)
+    #: With this login he or she comes to the shop's pages.
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True
+    )
 
     class Meta:
         ordering = ("name",)
@@ -80,3 +86,44 @@ class Order(models.Model):
         self.shipped_at = timezone.now()
         self.save(update_fields=["shipped_at"])
         return f"Parcels on their way to {self.customer}: {parcels}"
+
+
+class Report(models.Model):
+    """What a customer wants to know of the own orders; ``shop.tasks.build_report`` fills it."""
+
+    class Period(models.TextChoices):
+        """Which orders it is about."""
+
+        WEEK = "week", "The last 7 days"
+        MONTH = "month", "The last 30 days"
+        ALL = "all", "Everything so far"
+        ARCHIVE = "archive", "The years before (fails, to see that too)"
+
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="reports"
+    )
+    period = models.CharField(max_length=10, choices=Period, default=Period.MONTH)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    built_at = models.DateTimeField(null=True, editable=False)
+    #: See ``shop.reports``; empty until it is built.
+    content = models.JSONField(default=dict, editable=False)
+
+    class Meta:
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"My orders: {self.name}"
+
+    def get_absolute_url(self) -> str:
+        """Return its page, to which the run that built it leads."""
+        return reverse("report", args=[self.pk])
+
+    @property
+    def name(self) -> str:
+        """The period, without what stands in brackets."""
+        return self.Period(self.period).label.partition(" (")[0].lower()
+
+    def finish(self, content: dict[str, Any]) -> None:
+        """Keep what was worked out."""
+        self.content, self.built_at = content, timezone.now()
+        self.save(update_fields=["content", "built_at"])

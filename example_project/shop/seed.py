@@ -12,7 +12,7 @@ from django.contrib.auth.models import Group, Permission, User
 from shop.models import Customer, Order, Product
 
 RUNNER = "celery_admin_runner"
-VIEW_SHOP = ["shop.view_product", "shop.view_customer", "shop.view_order"]
+VIEW_SHOP = [f"shop.view_{name}" for name in ("product", "customer", "order", "report")]
 #: What each group may do.
 GROUPS = {
     "Administrators": [],
@@ -35,8 +35,12 @@ GROUPS = {
 #: The demo's users, each with its group. The password is the name.
 USERS = {"admin": "Administrators", "operator": "Operators", "auditor": "Auditors"}
 
+#: The customers who can log in, each with the email that the shop knows. The password is the name.
+CUSTOMERS = {"customer": "anna.huber@example.com", "customer2": "bruno.huber@example.com"}
+
 FIRST_NAMES = ("Anna", "Bruno", "Clara", "David", "Eva", "Felix", "Greta", "Hugo", "Ida", "Jan")
 LAST_NAMES = ("Huber", "Novak", "Moser", "Berger")
+ORDERS_OF_REGULARS = 25
 PRODUCTS = (
     ("Kettle", "34.90"),
     ("Teapot", "49.00"),
@@ -82,6 +86,31 @@ def fill_shop(now: datetime) -> None:
     Order.objects.bulk_create(
         _order(dice, dice.choice(customers), dice.choice(products), now) for _ in range(240)
     )
+    # These have something to report.
+    regulars = [customer for customer in customers if customer.email in CUSTOMERS.values()]
+    Order.objects.bulk_create(
+        _order(dice, customer, dice.choice(products), now)
+        for customer in regulars
+        for _ in range(ORDERS_OF_REGULARS)
+    )
+
+
+def make_customer_logins() -> None:
+    """Let some customers of the shop log in; they are no staff, and have no permission."""
+    for name, email in CUSTOMERS.items():
+        customer = Customer.objects.filter(email=email, user=None).first()
+        if customer is None:
+            continue
+        first_name, last_name = customer.name.split(maxsplit=1)
+        user, is_new = User.objects.get_or_create(
+            username=name,
+            defaults={"email": email, "first_name": first_name, "last_name": last_name},
+        )
+        if is_new:
+            user.set_password(name)
+            user.save()
+        customer.user = user
+        customer.save(update_fields=["user"])
 
 
 def _permissions(names: list[str]) -> list[Permission]:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from celery import shared_task
 from celery.utils.log import get_task_logger
+from django.conf import settings
 from django.db.models import Count, F, Sum
 from django.utils import timezone
 from pydantic import AnyUrl, Field, SecretStr
@@ -21,8 +22,9 @@ from pydantic import AnyUrl, Field, SecretStr
 from celery_admin_runner.base import DjangoTask
 from celery_admin_runner.runs import current_run
 from shop.kinds import Address, Newsletter, Warehouse
-from shop.models import Customer, Order, Product
+from shop.models import Customer, Order, Product, Report
 from shop.queues import Queue
+from shop.reports import STEPS
 
 logger = get_task_logger(__name__)
 
@@ -333,3 +335,26 @@ def count_orders_by_weekday() -> dict[str, int]:
     """Count the orders of each day of the week. Takes no arguments."""
     moments = Order.objects.values_list("placed_at", flat=True)
     return dict(Counter(timezone.localtime(moment).strftime("%A") for moment in moments))
+
+
+@shared_task
+def build_report(report: Report) -> str:
+    """Build a report that a customer has asked for. Tells the customer how far it is.
+
+    Args:
+        report: Which one; it has an owner and a period, and no content yet.
+    """
+    run = current_run()
+    wanted = Report.objects.get(pk=report)
+    content: dict[str, Any] = {}
+    for number, (message, work) in enumerate(STEPS):
+        if run:
+            run.raise_if_cancelled()
+            run.progress(number, len(STEPS), message)
+        # Customers of this shop have few orders; let them wait all the same.
+        time.sleep(settings.REPORT_SECONDS_A_STEP)
+        content |= work(wanted)
+    wanted.finish(content)
+    if run:
+        run.progress(len(STEPS), len(STEPS), "Your report is ready")
+    return f"{wanted}, for {wanted.owner}"

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -27,8 +27,13 @@ from shop.queues import Queue
 HOST = "127.0.0.1"
 #: How long the worker and the web server may take until they answer.
 START_SECONDS = 60
-#: How long a stopping worker may go on with what it runs.
-GRACE_SECONDS = 10
+#: How long a stopping worker may go on with what it runs; long enough for a customer's report.
+GRACE_SECONDS = 15
+#: How the customers' page learns of changes: with a websocket or without.
+TRANSPORTS = {
+    True: "The server is daphne: their page is told of each change by websocket.",
+    False: "Their page asks for changes; with the extra [websocket] it is told of them.",
+}
 
 
 class Command(BaseCommand):
@@ -63,6 +68,7 @@ class Command(BaseCommand):
         now = timezone.now()
         seed.make_users()
         seed.fill_shop(now)
+        seed.make_customer_logins()
         if past.make_past_runs(now):
             coming.make_coming_runs(now)
 
@@ -98,10 +104,13 @@ class Command(BaseCommand):
                 time.sleep(0.2)
 
     def _say_hello(self, port: int) -> None:
-        logins = "\n".join(f"  {name} / {name}" for name in seed.USERS)
+        site = f"http://{HOST}:{port}/"
         self._say(
-            f"\nThe demo runs: http://{HOST}:{port}/admin/\n\n"
-            f"Log in as one of (name / password):\n{logins}\n\n"
+            f"\nThe demo runs: {site}admin/\n\n"
+            f"Log in as one of (name / password):\n{_logins(seed.USERS)}\n\n"
+            f"Its customers build reports: {site}reports/\n\n"
+            f"Log in as one of:\n{_logins(seed.CUSTOMERS)}\n\n"
+            f"{TRANSPORTS[settings.WEBSOCKET]}\n"
             f"The logs are in {settings.VAR}\nStop it with Ctrl-C."
         )
 
@@ -129,6 +138,10 @@ class _Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.was_asked = True
+
+
+def _logins(names: Iterable[str]) -> str:
+    return "\n".join(f"  {name} / {name}" for name in names)
 
 
 def _port(text: str) -> int:

@@ -1,0 +1,27 @@
+"""What daphne serves: the pages, and the websocket of the customers' page.
+
+Used if channels is installed; without it the example project is an ordinary WSGI application.
+"""
+
+import os
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.asgi import get_asgi_application
+from django.utils.module_loading import import_string
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+# This loads the apps, and what is imported by its name below needs them.
+pages = get_asgi_application()
+
+application = ProtocolTypeRouter(
+    {
+        "http": pages,
+        # Only pages of this site may open it, and it knows who is logged in.
+        "websocket": AllowedHostsOriginValidator(
+            import_string("celery_admin_runner.live.handshakes.SessionAuthMiddlewareStack")(
+                URLRouter(import_string("celery_admin_runner.live.routing.websocket_urlpatterns"))
+            )
+        ),
+    }
+)
