@@ -2,8 +2,8 @@
 
 Usage: try_demo.py FOLDER COMMAND
 The command is a line of shell that ends in ``manage.py demo``; it is run in the folder.
-Exits with a message if the demo does not come up, a run does not succeed, the demo does
-not go down, or leaves a process.
+Exits with a message if the demo does not come up, a run does not succeed, a customer gets no
+report, the demo does not go down, or leaves a process.
 """
 
 import contextlib
@@ -23,6 +23,8 @@ from pathlib import Path
 
 START_SECONDS = 420
 RUN_SECONDS = 30
+#: A report takes twelve seconds, so that one can watch it.
+REPORT_SECONDS = 60
 STOP_SECONDS = 40
 
 
@@ -55,8 +57,8 @@ def wait_for_end(log: Path) -> None:
         time.sleep(0.2)
 
 
-def log_in(url: str, user: str) -> urllib.request.OpenerDirector:
-    """Log in as one of the demo's users; the admin's front page must greet them.
+def log_in(url: str, user: str, *, page: str, greeting: str) -> urllib.request.OpenerDirector:
+    """Log in as one of the demo's users; the page that follows must greet them.
 
     Returns what opens pages as that user.
     """
@@ -64,12 +66,13 @@ def log_in(url: str, user: str) -> urllib.request.OpenerDirector:
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
     opener.open(f"{url}login/", timeout=20).read()
     token = next(cookie.value for cookie in cookies if cookie.name == "csrftoken")
-    form = {"username": user, "password": user, "csrfmiddlewaretoken": token, "next": "/admin/"}
-    page = opener.open(f"{url}login/", urllib.parse.urlencode(form).encode(), timeout=20)
-    text = page.read().decode()
-    if f"<strong>{user}</strong>" not in text:
+    form = {"username": user, "password": user, "csrfmiddlewaretoken": token, "next": page}
+    answer = opener.open(f"{url}login/", urllib.parse.urlencode(form).encode(), timeout=20)
+    text = answer.read().decode()
+    if greeting not in text:
         raise SystemExit(f"{user} could not log in:\n{text}")
-    opener.open(f"{url}celery_admin_runner/celerytask/", timeout=20).read()
+    # The token is another one after the login, and comes with the next form.
+    opener.open(urllib.parse.urljoin(url, page), timeout=20).read()
     token = next(cookie.value for cookie in cookies if cookie.name == "csrftoken")
     opener.addheaders.append(("X-CSRFToken", token))
     return opener
@@ -89,6 +92,22 @@ def run_task(url: str, opener: urllib.request.OpenerDirector) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"The run did not succeed: {run}")
         time.sleep(0.2)
+
+
+def build_report(site: str, opener: urllib.request.OpenerDirector) -> None:
+    """Build a customer's report, follow it as the page does, and open it."""
+    opener.open(f"{site}reports/", b"period=all", timeout=20).read()
+    deadline = time.monotonic() + REPORT_SECONDS
+    while True:
+        [run] = json.load(opener.open(f"{site}task-runs/", timeout=20))["runs"]
+        if run["finished"]:
+            break
+        if time.monotonic() > deadline:
+            raise SystemExit(f"The report was not built: {run}")
+        time.sleep(0.5)
+    text = opener.open(urllib.parse.urljoin(site, run["url"]), timeout=20).read().decode()
+    if run["state"] != "SUCCESS" or "Still to pay" not in text:
+        raise SystemExit(f"There is no report: {run}\n{text}")
 
 
 def processes_in(folder: Path) -> dict[int, str]:
@@ -129,9 +148,12 @@ def main(folder_name: str, command: str) -> None:
     try:
         url = wait_for_hello(process, log)
         for user in ("admin", "operator", "auditor"):
-            opener = log_in(url, user)
+            opener = log_in(url, user, page="/admin/", greeting=f"<strong>{user}</strong>")
             if user != "auditor":
                 run_task(url, opener)
+        site = urllib.parse.urljoin(url, "/")
+        opener = log_in(site, "customer", page="/reports/", greeting="Build my report")
+        build_report(site, opener)
         # To the shell and the demo alike, as a terminal does.
         os.killpg(process.pid, signal.SIGTERM)
         wait_for_end(log)

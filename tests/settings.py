@@ -57,6 +57,8 @@ INSTALLED_APPS = [
     "tests",
     # The extra [beat]: after our own app, so that its admin would be the last to register.
     *(["django_celery_beat"] if find_spec("django_celery_beat") else []),
+    # The extra [websocket].
+    *(["channels"] if find_spec("channels") else []),
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -101,6 +103,26 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
         "transaction_mode": "IMMEDIATE",
     }
 
+ASGI_APPLICATION = "tests.asgi.application"
+#: A Redis for the channel layer, where tests need one that crosses processes; "": there is none.
+CHANNEL_REDIS = os.environ.get("TEST_CHANNEL_REDIS", "")
+if not CHANNEL_REDIS and os.environ.get("CELERY_BROKER_URL", "").startswith("redis://"):
+    CHANNEL_REDIS = os.environ["CELERY_BROKER_URL"]
+CHANNEL_LAYER = os.environ.get(
+    "TEST_CHANNEL_LAYER", "channels_redis.pubsub.RedisPubSubChannelLayer"
+)
+CHANNEL_LAYERS: dict[str, object] = {}
+if find_spec("channels"):
+    CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+if find_spec("channels_redis") and CHANNEL_REDIS and "TEST_CHANNEL_PREFIX" in os.environ:
+    # Processes of the tests that push, or hear, across processes: those of one test.
+    CHANNEL_LAYERS = {
+        "default": {
+            "BACKEND": CHANNEL_LAYER,
+            "CONFIG": {"hosts": [CHANNEL_REDIS], "prefix": os.environ["TEST_CHANNEL_PREFIX"]},
+        }
+    }
+
 CELERY_ADMIN_RUNNER = {
     "APP": "tests.celery_app:app",
     "RETENTION": timedelta(weeks=4),
@@ -113,4 +135,5 @@ CELERY_ADMIN_RUNNER = {
         "tests.try_*": {},
     },
     "PRUNE_ON_STARTUP": "TEST_PRUNE_ON_STARTUP" in os.environ,
+    "WEBSOCKET_URL": os.environ.get("TEST_WEBSOCKET_URL", ""),
 }

@@ -15,10 +15,11 @@ from django.db.models import RestrictedError
 from django.utils import timezone
 
 from celery_admin_runner import dependencies
+from celery_admin_runner.deletion import _without_awaited
 from celery_admin_runner.dispatcher import Dispatcher
 from celery_admin_runner.exceptions import CircularDependency, InvalidArguments, NotMovable
 from celery_admin_runner.models import OpenDependency, TaskRunRecord
-from celery_admin_runner.retention import Selection, _without_awaited, prune
+from celery_admin_runner.retention import Selection, prune
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import FINISHED, State
 from tests.celery_app import app

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import http.cookiejar
-import json
 import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-import celery_admin_runner
+from tests.demos import EXAMPLE, START_SECONDS, Demo, Visitor, environment, running_demo
 from tests.waiting import wait_until
 
-EXAMPLE = Path(__file__).parent.parent / "example_project"
-START_SECONDS = 90
 STOP_SECONDS = 30
-#: What the tests set for themselves, and a user of the example has not set.
-FOREIGN = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 
 JOURNAL = "celery_admin_runner_taskrunrecord"
 OUTPUT = "celery_admin_runner_taskrunoutput"
@@ -54,120 +44,6 @@ CALLS: dict[str, list[object]] = {
     "sync_all_warehouses": [True],
     "sync_stock": ["graz", "2026-01-02", True],
 }
-
-
-class Demo:
-    """A running ``manage.py demo``, and a browser without a screen."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder = folder
-        self.url = f"http://127.0.0.1:{port}/admin/"
-        self._printed = folder / "printed.txt"
-        self._cookies = http.cookiejar.CookieJar()
-        self._opener = urllib.request.build_opener(
-            urllib.request.HTTPCookieProcessor(self._cookies)
-        )
-        with self._printed.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "demo", "--port", str(port)],
-                cwd=EXAMPLE,
-                env=environment(folder),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def printed(self) -> str:
-        return self._printed.read_text()
-
-    def has_come_up(self) -> bool:
-        assert self.process.poll() is None, self.printed
-        return "The demo runs:" in self.printed
-
-    def log_in(self, user: str) -> str:
-        """Log in, and return the page that answers."""
-        self._opener.open(f"{self.url}login/", timeout=20).close()
-        form = {"username": user, "password": user, "next": "/admin/", **self._token("form")}
-        data = urllib.parse.urlencode(form).encode()
-        with self._opener.open(f"{self.url}login/", data, timeout=20) as response:
-            return str(response.read().decode())
-
-    def run(self, task_name: str, **call: object) -> dict[str, str]:
-        """Run a task by the JSON API, and return what it answers."""
-        request = urllib.request.Request(
-            f"{self.url}celery_admin_runner/celerytask/{task_name}/run/",
-            json.dumps(call).encode(),
-            {"Content-Type": "application/json", **self._token("header")},
-        )
-        with self._opener.open(request, timeout=20) as response:
-            assert response.status == 201
-            return dict(json.load(response))
-
-    def press(self, button: str, **form: object) -> str:
-        """Press a button of a page of the journal, or of another; return what answers."""
-        data = urllib.parse.urlencode({**form, **self._token("form")}, doseq=True).encode()
-        base = "" if button.startswith("shop/") else "celery_admin_runner/taskrunrecord/"
-        with self._opener.open(f"{self.url}{base}{button}", data, timeout=20) as response:
-            return str(response.read().decode())
-
-    def confirm(self, button: str, **form: object) -> str:
-        """Press a button, and say yes to the question that answers."""
-        page = self.press(button, **form)
-        shown = re.findall(r'name="(known|_confirmed)" value="([^"]*)"', page)
-        return self.press(button, **form, **dict(shown))
-
-    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
-        """Ask the demo's database."""
-        with closing(sqlite3.connect(self.folder / "db.sqlite3")) as database:
-            return database.execute(query, values).fetchall()
-
-    def processes(self) -> list[int]:
-        """Return the ids of the demo's processes, however they descend from it."""
-        mark = f"EXAMPLE_VAR={self.folder}".encode()
-        return [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdecimal() and mark in environ_of(entry)
-        ]
-
-    def _token(self, kind: str) -> dict[str, str]:
-        name = {"form": "csrfmiddlewaretoken", "header": "X-CSRFToken"}[kind]
-        return {name: next(c.value or "" for c in self._cookies if c.name == "csrftoken")}
-
-
-def environ_of(entry: Path) -> list[bytes]:
-    """Return the environment of a process; empty if it has ended."""
-    try:
-        return (entry / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a user, but with a folder of the test's own."""
-    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    package = Path(celery_admin_runner.__file__).parent.parent
-    return {**own, "EXAMPLE_VAR": str(folder), "PYTHONPATH": str(package)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def running_demo(folder: Path) -> Iterator[Demo]:
-    demo = Demo(folder, free_port())
-    try:
-        wait_until(demo.has_come_up, seconds=START_SECONDS, why="The demo does not come up")
-        yield demo
-    finally:
-        for process in demo.processes():
-            os.kill(process, signal.SIGKILL)
-        demo.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +110,7 @@ def test_the_demo_runs_each_task_on_a_real_worker_and_stops_when_asked(folder: P
         assert "<strong>admin</strong>" in front_page
         assert ended == dict.fromkeys(calls, "SUCCESS") | {"reconcile_payments": "FAILURE"}
         assert re.search(r"admin / admin\n +operator / operator\n +auditor / a", demo.printed)
+        assert re.search(r"customer / customer\n +customer2 / customer2\n", demo.printed)
         assert demo.printed.endswith("Stopped.\n")
         assert code == 0
         assert demo.processes() == []
@@ -264,6 +141,19 @@ def test_the_past_is_written_only_once(folder: Path) -> None:
     assert code == 0
     assert before == after
     assert before > [(100,)]
+
+
+@pytest.mark.parametrize("command", ["check --fail-level WARNING", "makemigrations --check"])
+@pytest.mark.parametrize("websocket", ["0", "1"])
+def test_the_project_has_nothing_to_complain_of(
+    tmp_path: Path, command: str, websocket: str
+) -> None:
+    line = [sys.executable, "manage.py", *command.split()]
+    env = {**environment(tmp_path), "EXAMPLE_WEBSOCKET": websocket}
+
+    answer = subprocess.run(line, cwd=EXAMPLE, env=env, capture_output=True, text=True)
+
+    assert answer.returncode == 0, answer.stderr
 
 
 @pytest.fixture(scope="module")
@@ -340,16 +230,6 @@ def test_what_a_task_starts_is_in_the_journal_with_who_asked_for_it(demo: Demo) 
     assert all("taken over" in str(row[3]) for row in children())
 
 
-def test_the_project_has_nothing_to_complain_of_its_tasks(tmp_path: Path) -> None:
-    command = [sys.executable, "manage.py", "check", "--fail-level", "WARNING"]
-
-    answer = subprocess.run(
-        command, cwd=EXAMPLE, env=environment(tmp_path), capture_output=True, text=True
-    )
-
-    assert answer.returncode == 0, answer.stderr
-
-
 def states_about(demo: Demo, order: object) -> list[tuple[object, ...]]:
     """Return task and state of what was run about an order since the demo is up."""
     query = f"SELECT task_name, state FROM {JOURNAL} WHERE object_id = ? AND worker <> ?"
@@ -424,6 +304,87 @@ def test_a_page_shows_what_a_worker_has_worked_out(demo: Demo) -> None:
     page = demo.press("shop/product/", action="show_gross_price", _selected_action=1)
 
     assert "T-001 Kettle: 41.88 euros" in page
+
+
+def build(demo: Demo, customer: Visitor, period: str) -> str:
+    """Let a customer build a report; return the path of its page once its run has ended."""
+    customer.open("reports/", period=period)
+    wait_until(
+        lambda: all(run["finished"] for run in customer.runs()), why="The report is not built"
+    )
+    [(key,)] = demo.rows("SELECT max(id) FROM shop_report")
+    return f"reports/{key}/"
+
+
+def test_a_customer_builds_a_report_and_is_led_to_it(demo: Demo) -> None:
+    customer = Visitor(demo, "customer")
+
+    page = build(demo, customer, "all")
+
+    run, *_ = customer.runs()
+    assert (run["label"], run["state"]) == ("My orders: everything so far", "SUCCESS")
+    assert run["url"] == f"/{page}"
+    assert "What you like best" in customer.open(page)
+
+
+def test_a_report_that_fails_tells_its_customer_so_and_no_more(demo: Demo) -> None:
+    customer = Visitor(demo, "customer")
+
+    page = customer.open(build(demo, customer, "archive"))
+
+    run, *_ = customer.runs()
+    assert (run["label"], run["state"]) == ("My orders: the years before", "FAILURE")
+    assert "This report could not be built." in page
+    assert "ConnectionError" not in page
+    assert "not built" in customer.open("reports/")
+
+
+def test_nobody_but_its_owner_opens_a_report(demo: Demo) -> None:
+    page = build(demo, Visitor(demo, "customer"), "week")
+
+    answers = {name: Visitor(demo, name).answer_to(page) for name in ("customer2", "admin")}
+
+    assert answers == {"customer2": 404, "admin": 404}
+    assert "Password" in Visitor(demo).open(page)
+
+
+def test_no_customer_is_shown_the_reports_of_another_or_may_mark_them_as_seen(demo: Demo) -> None:
+    build(demo, Visitor(demo, "customer"), "week")
+    [(run,)] = demo.rows(f"SELECT max(id) FROM {JOURNAL}")
+    other = Visitor(demo, "customer2")
+
+    page = other.open("reports/")
+
+    assert "the last 7 days" not in page
+    assert other.runs() == []
+    assert other.answer_to("task-runs/seen/", ids=str(run)) == 403
+    assert demo.rows(f"SELECT seen_at FROM {JOURNAL} WHERE id = ?", run) == [(None,)]
+
+
+def test_staff_build_a_report_again_from_the_admin(demo: Demo) -> None:
+    customer, operator = Visitor(demo, "customer"), Visitor(demo, "operator")
+    page = build(demo, customer, "month")
+    key = page.split("/")[1]
+    built_at = f"SELECT built_at FROM shop_report WHERE id = {key}"
+    before = demo.rows(built_at)
+
+    demo.run("shop.tasks.build_report", args=[key])
+    answer = operator.answer_to("reports/")
+
+    assert answer == 200
+    wait_until(lambda: demo.rows(built_at) != before, why="It is not built again")
+    assert "Still to pay" in customer.open(page)
+
+
+def test_the_front_page_leads_staff_and_customers_to_their_pages(demo: Demo) -> None:
+    nobody, customer = Visitor(demo), Visitor(demo, "customer")
+
+    page = nobody.open("")
+
+    assert 'href="/admin/"' in page
+    assert 'href="/reports/"' in page
+    assert "Hello, Anna" in customer.open("")
+    assert "Hello" not in customer.open("logout/", next="/")
 
 
 def output_of(demo: Demo, key: object) -> str:

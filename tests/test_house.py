@@ -30,21 +30,24 @@ README = Path(__file__).parent.parent / "README.rst"
 #: its own sub-package.
 LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
-    {"contexts", "queues", "handles"},
+    {"answers", "contexts", "queues", "handles", "changes", "deadlocks"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
     | {"querysets", "unattended"},
     {"parameters", "models"},
-    {"binding", "model_keys", "wire", "messages", "recording", "retention", "export", "broker"}
+    {"binding", "model_keys", "wire", "messages", "recording", "deletion", "export", "broker"}
     | {"command_lines"},
+    {"retention"},
     {"calls", "archive", "late", "startup", "results", "dispatch", "statements", "options"}
-    | {"rights", "scheduling", "dependencies", "leases"},
+    | {"clearing", "rights", "scheduling", "dependencies", "leases"},
     {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"}
     | {"sameness"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
     {"forms", "receivers", "backends", "dispatcher", "invocations", "commands"},
     {"model_tasks"},
+    {"live"},
+    {"templatetags"},
     {"admin", "management", "checks", "task_checks", "tasks", "bootsteps", "announcing"},
     {"apps"},
 )
@@ -72,6 +75,10 @@ DEPENDENCIES = {
 EXTRAS = {
     "admin/beat.py": {"django_celery_beat"},
     "beat_database.py": {"django_celery_beat"},
+    "live/consumers.py": {"channels"},
+    "live/handshakes.py": {"channels"},
+    "live/pushing.py": {"channels"},
+    "live/routing.py": {"channels"},
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from celery import Celery
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import OperationalError, connection, connections, models, transaction
+from django.db import connection, connections, models, transaction
 from django.db.migrations.state import ProjectState
 from django.template import Context, Template
 from django.test.utils import CaptureQueriesContext, isolate_apps
@@ -30,7 +30,7 @@ from celery_admin_runner.exceptions import InvalidArguments, TaskNotRunnable
 from celery_admin_runner.headers import DATABASE_HEADER
 from celery_admin_runner.model_tasks import model_task, model_tasks_of
 from celery_admin_runner.models import Source, TaskRunRecord
-from celery_admin_runner.object_tasks import ModelTask, written_together
+from celery_admin_runner.object_tasks import ModelTask
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import FINISHED, State
 from tests.factories import make_run, make_superuser, make_user
@@ -803,25 +803,6 @@ def test_who_finds_the_same_call_active_at_last_has_started_nothing(report, monk
 
     assert result.id == "faster"
     assert report.load.current() is None
-
-
-@pytest.mark.django_db(transaction=True)
-def test_what_a_deadlock_has_ended_is_written_again_outside_of_a_transaction():
-    faults = [OperationalError("deadlock")] * 2
-    tries = []
-
-    def write():
-        tries.append(make_run())
-        if faults:
-            raise faults.pop()
-
-    with pytest.raises(OperationalError), transaction.atomic():
-        written_together(write)
-    assert len(tries) == 1
-    written_together(write)
-
-    assert len(tries) == 3
-    assert TaskRunRecord.objects.get() == tries[-1]
 
 
 def test_a_dependency_that_another_user_has_started_is_joined(report):

@@ -7,7 +7,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.states import State
 from tests.factories import make_run
 
@@ -156,3 +156,52 @@ def test_nothing_is_told_when_nothing_shall_be(tmp_path):
 
     assert output == ""
     assert left() == set()
+
+
+def seen_run(age, **fields):
+    return run_of_age(age, seen_at=timezone.now(), **fields)
+
+
+def test_what_was_seen_goes_two_minutes_after_its_end(configure):
+    configure(RETENTION=None)
+    seen_run(timedelta(seconds=125))
+    kept = [
+        seen_run(timedelta(seconds=100)),
+        run_of_age(timedelta(days=60)),
+        seen_run(timedelta(days=60), source=Source.ADMIN),
+    ]
+
+    output = command("--seen")
+
+    assert output.startswith("Pruned 1 seen run that ended before ")
+    assert left() == {run.pk for run in kept}
+
+
+def test_another_age_can_be_asked_for_what_was_seen():
+    seen_run(timedelta(minutes=50))
+    kept = seen_run(timedelta(minutes=30))
+
+    command("--seen", "--older-than", "40m")
+
+    assert left() == {kept.pk}
+
+
+def test_what_was_seen_can_be_counted_and_narrowed_and_exported(tmp_path):
+    hour = timedelta(hours=1)
+    runs = [seen_run(hour, task_name="shop.order", state=State.FAILURE) for _ in range(3)]
+    others = [seen_run(hour, task_name="shop.order"), seen_run(hour, state=State.FAILURE)]
+    narrowed = ["--seen", "--task", "shop.*", "--state", "FAILURE", "--keep-last", "2"]
+
+    assert command(*narrowed, "--dry-run").startswith("2 seen runs would be pruned ")
+    command(*narrowed, "--batch-size", "1", "--export", str(tmp_path / "seen.csv"))
+
+    assert left() == {run.pk for run in [runs[2], *others]}
+    text = (tmp_path / "seen.csv").read_text()
+    assert [run.task_id in text for run in runs] == [True, True, False]
+
+
+def test_the_help_says_that_the_audit_keeps_what_staff_started(capsys):
+    with pytest.raises(SystemExit):
+        command("--help")
+
+    assert "the journal is the audit" in " ".join(capsys.readouterr().out.split())

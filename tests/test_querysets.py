@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Event
 from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import AnonymousUser
 from django.db import IntegrityError, connections, transaction
+from django.template import Context, Template
 from django.utils import timezone
 
+from celery_admin_runner import tracking
 from celery_admin_runner.models import Lease, TaskRunRecord
 from celery_admin_runner.states import FINISHED, UNFINISHED, State
 from tests.factories import make_run, make_superuser, make_user
@@ -130,6 +133,158 @@ def test_others_see_no_run(make):
     make_run()
 
     assert not runs.visible_to(make()).exists()
+
+
+@pytest.mark.django_db
+def test_a_user_has_his_or_her_own_runs_whatever_else_he_or_she_may_see():
+    user = make_superuser()
+    own = make_run(run_by=user)
+    make_run(run_by=make_user())
+    make_run()
+
+    assert list(runs.for_user(user)) == [own]
+    assert not runs.for_user(AnonymousUser()).exists()
+
+
+@pytest.mark.django_db
+def test_what_is_shown_to_a_user_is_unfinished_unseen_or_seen_just_now():
+    user, now = make_user(), timezone.now()
+    shown = [make_run(run_by=user, state=state) for state in State]
+    shown.append(make_run(run_by=user, seen_at=now - timedelta(seconds=30)))
+    make_run(run_by=user, seen_at=now - timedelta(seconds=30, microseconds=1))
+    make_run(run_by=make_user())
+    make_run()
+
+    assert list(runs.for_display(user, now=now)) == shown[::-1]
+    assert list(runs.displayed(now=now).filter(run_by=user)) == shown[::-1]
+    assert not runs.for_display(AnonymousUser()).exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("seconds", "number"), [(0, 2), (0.5, 2), (1, 3), (59.5, 3), (60, 4), (86_400, 4)]
+)
+def test_what_was_seen_is_shown_for_as_many_seconds_as_one_likes(seconds, number):
+    user, now = make_user(), timezone.now()
+    make_run(run_by=user)
+    for ago in (0, 1, 60):
+        make_run(run_by=user, seen_at=now - timedelta(seconds=ago))
+
+    assert runs.for_display(user, seconds, now=now).count() == number
+
+
+@pytest.mark.django_db
+def test_of_what_a_run_started_its_user_is_shown_what_has_a_label():
+    user = make_user()
+    parent = make_run(run_by=user)
+    labelled = make_run(run_by=user, parent_id=parent.task_id, label="Page 1")
+    make_run(run_by=user, parent_id=parent.task_id)
+
+    assert list(runs.for_display(user)) == [labelled, parent]
+
+
+@pytest.mark.django_db
+def test_what_is_shown_is_one_query(django_assert_num_queries):
+    user = make_user()
+    make_run(run_by=user)
+
+    with django_assert_num_queries(1):
+        assert len(runs.for_display(user)) == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("state", sorted(State))
+def test_only_what_has_ended_can_be_seen_and_once(state):
+    run, now = make_run(state=state), timezone.now()
+
+    seen = [runs.filter(pk=run.pk).mark_seen(now + timedelta(hours=hour)) for hour in (0, 1)]
+
+    run.refresh_from_db()
+    assert seen == ([1, 0] if state in FINISHED else [0, 0])
+    assert run.seen_at == (now if state in FINISHED else None)
+
+
+@pytest.mark.django_db
+def test_no_template_marks_a_run_as_seen_by_the_way():
+    run = make_run()
+
+    assert Template("{{ run.mark_seen }}").render(Context({"run": run})) == ""
+    run.refresh_from_db()
+
+    assert run.seen_at is None
+
+
+@pytest.mark.django_db
+def test_a_run_that_was_seen_is_marked_by_one_statement(django_assert_num_queries):
+    run = make_run()
+
+    with django_assert_num_queries(2):
+        assert run.mark_seen() is True
+        assert run.seen_at is not None
+        assert run.mark_seen() is False
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("state", sorted(UNFINISHED))
+def test_the_database_refuses_that_what_goes_on_was_seen(state):
+    run = make_run(state=state)
+
+    with pytest.raises(IntegrityError), transaction.atomic():
+        runs.filter(pk=run.pk).update(seen_at=timezone.now())
+
+
+def start_again(run, now):
+    return tracking.record_start(run.task_id, attempt=1, worker="w", now=now)
+
+
+def succeed_late(run, now):
+    return tracking.record_success(run.task_id, attempt=0, result=1, now=now)
+
+
+def revoke_late(run, now):
+    return runs.filter(pk=run.pk).transition(
+        sources=[State.LOST], target=State.REVOKED, finished_at=now
+    )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("move", [start_again, succeed_late, revoke_late])
+def test_a_later_attempt_or_another_end_has_not_been_seen(move):
+    run = make_run(state=State.LOST, seen_at=timezone.now(), run_by=make_user())
+
+    assert move(run, timezone.now()) == 1
+
+    run.refresh_from_db()
+    assert run.seen_at is None
+    # And that can be seen in turn, once it has ended.
+    assert run.mark_seen() is run.is_finished
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_comes_back_while_somebody_looks_at_its_end_is_not_seen():
+    if not connections["default"].features.has_select_for_update:
+        pytest.skip("on SQLite one writes after the other")
+    run = make_run(state=State.LOST)
+    begun = Event()
+
+    def look():
+        begun.set()
+        try:
+            return runs.filter(pk=run.pk).mark_seen(timezone.now())
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            runs.filter(pk=run.pk).transition(
+                sources=[State.LOST], target=State.STARTED, finished_at=None
+            )
+            seen = pool.submit(look)
+            begun.wait()
+        assert seen.result() == 0
+
+    run.refresh_from_db()
+    assert (run.state, run.seen_at) == (State.STARTED, None)
 
 
 @pytest.mark.django_db

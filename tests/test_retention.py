@@ -3,18 +3,21 @@ from __future__ import annotations
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from threading import Barrier
 
 import pytest
 from django.db import connection, connections, transaction
 from django.db.models.signals import post_delete
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from celery_admin_runner.deletion import _without_awaited
 from celery_admin_runner.exceptions import PruneError
-from celery_admin_runner.models import TaskRunOutput, TaskRunRecord
+from celery_admin_runner.models import Source, TaskRunOutput, TaskRunRecord
 from celery_admin_runner.retention import Selection, batches, count, cutoff_before, delete, prune
 from celery_admin_runner.states import FINISHED, UNFINISHED, State
-from tests.factories import make_run, make_runs
+from tests.factories import make_run, make_runs, make_user
 from tests.models import Bookmark, Evidence, Remark, Successor
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -246,7 +249,7 @@ def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
     make_runs(300, finished_at=OLD)
     post_delete.connect(listener)
 
-    with django_assert_max_num_queries(16) as queries:
+    with django_assert_max_num_queries(17) as queries:
         pruned()
 
     post_delete.disconnect(listener)
@@ -322,6 +325,121 @@ def test_a_success_because_of_which_calls_are_still_ignored_stays():
 def test_an_age_before_all_calendars_is_an_error_in_words():
     with pytest.raises(PruneError, match="reaches back before the year 1"):
         cutoff_before(timezone.now(), timedelta.max)
+
+
+def seen_run(**fields):
+    return old_run(**{"seen_at": OLD + timedelta(minutes=1), **fields})
+
+
+@pytest.mark.django_db
+def test_of_what_was_seen_only_that_goes_which_is_old_enough_and_has_been_seen():
+    seen_run(run_by=make_user())
+    unseen = old_run(run_by=make_user())
+    young = seen_run(finished_at=CUTOFF, seen_at=NOW)
+
+    number = pruned(only_seen=True)
+
+    assert number == 1
+    assert left() == {unseen.pk, young.pk}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("source", sorted(set(Source.values) - {Source.CODE}))
+def test_what_staff_started_is_kept_for_the_audit_whoever_has_seen_it(source):
+    run = seen_run(source=source)
+
+    number = pruned(only_seen=True)
+
+    assert number == 0
+    assert left() == {run.pk}
+    assert pruned() == 1
+
+
+@pytest.mark.django_db
+def test_what_a_run_of_staff_started_in_turn_is_kept_too():
+    ids = {source: seen_run(source=source).task_id for source in (Source.ADMIN, Source.CODE)}
+    kept, gone = (seen_run(root_id=root, parent_id=root) for root in ids.values())
+
+    number = pruned(only_seen=True)
+
+    assert number == 2
+    assert kept.pk in left()
+    assert gone.pk not in left()
+
+
+@pytest.mark.django_db
+def test_what_was_seen_can_be_narrowed_as_what_is_old():
+    runs = [seen_run(state=State.FAILURE, task_name="shop.order") for _ in range(3)]
+    others = [seen_run(task_name="shop.order"), seen_run(state=State.FAILURE)]
+
+    number = pruned(
+        only_seen=True, states=frozenset({State.FAILURE}), tasks=("shop.*",), keep_last=2
+    )
+
+    # The newest of all states are the success and the last failure.
+    assert number == 2
+    assert left() == {run.pk for run in [runs[2], *others]}
+
+
+@pytest.mark.django_db
+def test_a_seen_run_that_an_unfinished_one_has_waited_for_stays():
+    run = seen_run()
+    make_run(state=State.STARTED).depends_on.add(run)
+
+    assert pruned(only_seen=True) == 0
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("target", [State.STARTED, State.SUCCESS])
+def test_a_seen_run_of_which_there_is_news_stays_with_its_output(target):
+    run = seen_run(state=State.LOST)
+    TaskRunOutput.objects.create(run=run, seq=1, stream="stdout", text="hello")
+    selection = Selection(cutoff=CUTOFF, only_seen=True)
+    keys = list(batches(selection))
+    TaskRunRecord.objects.transition(sources=[State.LOST], target=target)
+
+    numbers = list(delete(selection, keys))
+
+    assert keys == [[run.pk]]
+    assert numbers == [0]
+    assert left() == {run.pk}
+    assert TaskRunOutput.objects.filter(run=run).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_few_that_were_seen_are_found_by_the_index_among_many_that_were_not():
+    make_runs(3000, finished_at=OLD, task_name="tests.tasks.many")
+    seen_run()
+    with connection.cursor() as cursor:
+        table = connection.ops.quote_name(TaskRunRecord._meta.db_table)
+        is_mysql = connection.vendor == "mysql"
+        cursor.execute(f"ANALYZE TABLE {table}" if is_mysql else f"ANALYZE {table}")
+
+    with CaptureQueriesContext(connection) as queries:
+        found = list(batches(Selection(cutoff=CUTOFF, only_seen=True)))
+
+    assert [len(keys) for keys in found] == [1]
+    for query in queries.captured_queries:
+        assert "taskrun_seen_idx" in plan_of(query["sql"])
+
+
+def plan_of(sql):
+    how = "EXPLAIN QUERY PLAN" if connection.vendor == "sqlite" else "EXPLAIN"
+    with connection.cursor() as cursor:
+        cursor.execute(f"{how} {sql}")
+        return " ".join(str(row) for row in cursor.fetchall())
+
+
+@pytest.mark.django_db
+def test_a_run_stays_whose_dependent_goes_with_it_but_for_one_that_waits_for_that():
+    outside, *chain = [make_run(state=State.WAITING) for _ in range(4)]
+    for dependent, dependency in pairwise([outside, *chain]):
+        dependent.depends_on.add(dependency)
+    free, freed = make_run(state=State.WAITING), make_run()
+    free.depends_on.add(freed)
+    pks = [run.pk for run in [*chain, free, freed]]
+
+    assert _without_awaited(pks, using="default") == [free.pk, freed.pk]
 
 
 def in_threads(*functions):
@@ -410,3 +528,30 @@ def test_memory_does_not_grow_with_the_number_of_runs():
     pruned(batch_size=100)
 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_gets_news_while_it_is_pruned_stays_whole():
+    runs = make_runs(400, finished_at=OLD, seen_at=OLD, state=State.LOST)
+    TaskRunOutput.objects.bulk_create(
+        TaskRunOutput(run=run, seq=1, stream="stdout", text="x") for run in runs
+    )
+    start, moved, numbers = Barrier(3), [], []
+
+    def report():
+        start.wait()
+        for run in runs[::10]:
+            rows = TaskRunRecord.objects.filter(pk=run.pk)
+            if rows.transition(sources=[State.LOST], target=State.STARTED):
+                moved.append(run.pk)
+
+    def work():
+        start.wait()
+        numbers.append(pruned(batch_size=10, only_seen=True))
+
+    in_threads(report, work, work)
+
+    assert left() - set(moved) <= {run.pk for run in runs[::10]}
+    assert set(moved) <= left()
+    assert sum(numbers) == 400 - len(left())
+    assert set(TaskRunOutput.objects.values_list("run_id", flat=True)) == left()

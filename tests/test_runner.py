@@ -10,7 +10,8 @@ import pytest
 from celery import signals
 from django.contrib.auth.models import AnonymousUser, Group
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from celery_admin_runner.dispatch import claim, publish
@@ -30,7 +31,7 @@ from celery_admin_runner.states import State
 from tests.brokers import NO_BROKER, broker_away
 from tests.celery_app import app
 from tests.conftest import worker_name
-from tests.factories import make_run, make_user
+from tests.factories import make_run, make_runs, make_superuser, make_user
 from tests.tasks import add
 from tests.waiting import wait_for_state
 
@@ -574,3 +575,53 @@ def test_a_run_expires_when_its_task_says_so(options, monkeypatch):
     run.refresh_from_db()
     assert sent == [run.expires_at]
     assert run.expires_at - run.created_at == timedelta(seconds=options.get("expires", 60))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("make", [make_user, make_superuser])
+def test_a_user_marks_as_seen_only_what_is_his_or_hers_and_has_ended(make):
+    user = make()
+    own, going_on = make_run(run_by=user), make_run(run_by=user, state=State.STARTED)
+    others = make_run(run_by=make_user())
+    nobodys = make_run()
+    pks = [own.pk, going_on.pk, others.pk, nobodys.pk, 10**15]
+
+    assert TaskRunner(user).mark_seen(ids=pks) == 1
+    assert TaskRunner(user).mark_seen(pks) == 0
+
+    assert list(TaskRunRecord.objects.exclude(seen_at=None)) == [own]
+
+
+@pytest.mark.django_db
+def test_nobody_marks_nothing_and_trusted_code_marks_anything():
+    run, nobodys = make_run(run_by=make_user()), make_run()
+
+    assert TaskRunner(AnonymousUser()).mark_seen([run.pk, nobodys.pk]) == 0
+    assert TaskRunner().mark_seen([run.pk, run.pk]) == 1
+
+
+@pytest.mark.django_db
+def test_many_runs_are_marked_as_seen_by_few_statements(django_assert_num_queries):
+    user = make_user()
+    pks = [run.pk for run in make_runs(501, run_by=user)]
+
+    with django_assert_num_queries(2):
+        assert TaskRunner(user).mark_seen(iter(pks)) == 501
+    with django_assert_num_queries(0):
+        assert TaskRunner(user).mark_seen([]) == 0
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB locks an index by itself")
+@pytest.mark.django_db
+def test_runs_are_marked_by_their_keys_alone_for_who_deletes_them_locks_these_first():
+    user = make_user()
+    pks = [run.pk for run in make_runs(100, run_by=user)]
+
+    with CaptureQueriesContext(connection) as queries:
+        TaskRunner(user).mark_seen(pks[:3])
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {queries.captured_queries[0]['sql']}")
+        columns = [column[0] for column in cursor.description]
+        [row] = cursor.fetchall()
+    assert dict(zip(columns, row, strict=True))["key"] == "PRIMARY"

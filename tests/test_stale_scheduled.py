@@ -211,7 +211,7 @@ def test_what_was_not_confirmed_can_be_sent_again():
     [
         ({"claimed_at": None, "dispatch_id": None}, "kept until it may start"),
         ({"state": State.WAITING, "claimed_at": None, "due_at": None}, "kept until it may start"),
-        ({"claimed_at": timezone.now()}, "being sent just now"),
+        ({"age": timedelta()}, "being sent just now"),
         ({"state": State.STARTED}, "was sent"),
         ({"state": State.SUCCESS}, "was sent"),
         ({"args": ["********"]}, "secret"),

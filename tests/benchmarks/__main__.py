@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-from tests.benchmarks import calls, dispatch, worker
+from tests.benchmarks import calls, dispatch, live, worker
 
-MEASUREMENTS = {"calls": calls, "dispatch": dispatch, "worker": worker}
+MEASUREMENTS = {"calls": calls, "dispatch": dispatch, "live": live, "worker": worker}
 
 
 def main() -> None:
