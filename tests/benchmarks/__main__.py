@@ -1,22 +1,55 @@
-"""Run a measurement: ``python -m tests.benchmarks worker --tasks 2000``."""
+"""Measure: ``python -m tests.benchmarks [name ...] [--rows N] [--database URL] [--json FILE]``.
+
+Without a name everything is measured. Databases are made for it, beside the one that is named,
+and go when it is done. With fewer than 1,000,000 rows it takes minutes, and says little of speed.
+"""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import json
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
 
-from tests.benchmarks import calls, dispatch, live, worker
+from tests.benchmarks.measuring import Benchmark, Figure, as_json, as_line, as_markdown, say
 
-MEASUREMENTS = {"calls": calls, "dispatch": dispatch, "live": live, "worker": worker}
+BENCHMARKS: dict[str, Benchmark] = {}
 
 
 def main() -> None:
-    """Read the command line, and run what it names."""
-    parser = ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    measurements = parser.add_subparsers(dest="measurement", required=True)
-    for name, module in MEASUREMENTS.items():
-        module.add_arguments(measurements.add_parser(name))
+    """Read the command line, measure what it names, and print the figures."""
+    parser = ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the journal (1000000)")
+    parser.add_argument("--database", metavar="URL", help="else DATABASE_URL, else SQLite")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--rounds", type=int, default=7, help="of each comparison (7)")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the databases, and take those that were kept"
+    )
+    parser.add_argument(
+        "--judge", action="store_true", help="exit with 1 if a promise is not kept"
+    )
+    for name, benchmark in BENCHMARKS.items():
+        benchmark.add_arguments(parser.add_argument_group(name))  # type: ignore[arg-type]
     arguments = parser.parse_args()
-    MEASUREMENTS[arguments.measurement].run(arguments)
+    if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    figures: list[Figure] = []
+    for name in arguments.names or BENCHMARKS:
+        say(f"{name} ...")
+        for figure in BENCHMARKS[name].measure(arguments):
+            figures.append(figure)
+            say(as_line(figure))
+    sys.stdout.write(f"{as_markdown(figures)}\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(as_json(figures), indent=2, ensure_ascii=False))
+    if arguments.judge and not all(figure.is_kept for figure in figures):
+        sys.exit(1)
 
 
 main()
