@@ -219,18 +219,20 @@ class TaskRunRecord(models.Model):
             ),
         ]
         indexes: ClassVar[list[models.Index]] = [
-            # Each list of the journal is in the order of the primary key, newest first.
-            models.Index(fields=["task_name", "-id"], name="taskrun_task_idx"),
-            models.Index(fields=["state", "-id"], name="taskrun_state_idx"),
-            models.Index(fields=["run_by", "-id"], name="taskrun_user_idx"),
-            models.Index(fields=["source", "-id"], name="taskrun_source_idx"),
-            models.Index(fields=["run_by_name", "-id"], name="taskrun_user_name_idx"),
+            # Each list of the journal is in the order in which runs were created.
+            models.Index(fields=["task_name", "created_at"], name="taskrun_by_task_idx"),
+            models.Index(fields=["state", "created_at"], name="taskrun_by_state_idx"),
+            models.Index(fields=["run_by", "created_at"], name="taskrun_by_user_idx"),
+            models.Index(fields=["source", "created_at"], name="taskrun_by_source_idx"),
+            models.Index(fields=["run_by_name", "created_at"], name="taskrun_by_user_name_idx"),
             models.Index(fields=["content_type", "object_id", "-id"], name="taskrun_object_idx"),
             models.Index(fields=["created_at"], name="taskrun_created_idx"),
             models.Index(fields=["finished_at"], name="taskrun_finished_idx"),
             # What is due, and what was claimed and never sent.
             models.Index(fields=["due_at"], name="taskrun_due_idx"),
-            models.Index(fields=["periodic_task_name", "-id"], name="taskrun_periodic_idx"),
+            models.Index(
+                fields=["periodic_task_name", "created_at"], name="taskrun_by_periodic_idx"
+            ),
             models.Index(fields=["unique_key", "-id"], name="taskrun_unique_idx"),
             # What a user is shown: unseen, or seen just now; and what was seen and may go.
             models.Index(fields=["seen_at", "run_by"], name="taskrun_seen_idx"),
