@@ -101,6 +101,8 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["OPTIONS"] = {
         "timeout": float(os.environ.get("TEST_DATABASE_TIMEOUT", "20")),
         "transaction_mode": "IMMEDIATE",
+        # No test takes the power away, so none waits for the disk.
+        "init_command": "PRAGMA synchronous = OFF",
     }
 
 ASGI_APPLICATION = "tests.asgi.application"
