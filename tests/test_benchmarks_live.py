@@ -15,7 +15,7 @@ FOUND_WITHIN = 15.0
 @pytest.mark.skipif(not find_spec("channels"), reason="needs the extra [websocket]")
 @pytest.mark.usefixtures("transactional_db")
 def test_each_socket_hears_of_all_changes_of_its_own_runs_in_order() -> None:
-    measured = live.measure(sockets=20, changes=10, seconds=3, idle=0)
+    measured = live.measure_sockets(sockets=20, changes=10, seconds=3, idle=0)
 
     assert measured.is_right, measured
     assert measured.changes >= 20

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from django.contrib.auth.models import User
+from django.core.management.color import no_style
 from django.db import connection, models
 
 from celery_admin_runner.models import Source, TaskRunRecord
@@ -160,8 +161,10 @@ def _settle() -> None:
         ],
         "sqlite": ["PRAGMA synchronous = FULL"],
     }
+    # The users were numbered by hand.
+    resets = connection.ops.sequence_reset_sql(no_style(), [User])
     with connection.cursor() as cursor:
-        for statement in statements[connection.vendor]:
+        for statement in (*statements[connection.vendor], *resets):
             cursor.execute(statement)
 
 

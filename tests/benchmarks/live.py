@@ -10,14 +10,12 @@ from process to process.
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -25,10 +23,12 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.db import connection, connections
-from django.test.utils import setup_databases, teardown_databases
 
+from celery_admin_runner import recording
 from celery_admin_runner.models import TaskRunRecord
 from tests.benchmarks.audience import Reader, make_sessions, make_users
+from tests.benchmarks.journal import journal
+from tests.benchmarks.measuring import Figure, say
 from tests.benchmarks.moves import RANK_OF_END
 from tests.benchmarks.servers import (
     COMMANDS,
@@ -100,26 +100,30 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sockets", type=int, default=1000, help="open at once (1000)")
     parser.add_argument("--at-once", type=int, default=50, help="so many handshakes (50)")
     parser.add_argument("--changes", type=float, default=200, help="of runs, a second (200)")
-    parser.add_argument("--seconds", type=float, default=30, help="of changes (30)")
+    parser.add_argument("--live-seconds", type=float, default=30, help="of changes (30)")
     parser.add_argument("--idle", type=float, default=10, help="seconds without changes (10)")
     parser.add_argument("--server", choices=sorted(COMMANDS), default="daphne")
     parser.add_argument("--profile", default="", help="write a profile of the server there")
 
 
-def run(arguments: Namespace) -> None:
-    """Measure, and print the figures; exit with 1 if they are not what is promised."""
+def measure(arguments: Namespace) -> Iterator[Figure]:
+    """Measure on an empty journal."""
     if not find_spec("channels"):
-        sys.exit("Install the extra [websocket] for this measurement.")
-    databases = setup_databases(verbosity=0, interactive=False)
-    try:
-        measured = measure(**vars(arguments))
-    finally:
-        connections.close_all()
-        teardown_databases(databases, verbosity=0)
-    sys.exit(0 if _print(measured, arguments) else 1)
+        say("live: install the extra [websocket] for this")
+        return
+    numbers = dict(vars(arguments))
+    if arguments.rows < 1_000_000:
+        numbers |= {"sockets": 20, "changes": 20, "live_seconds": 2, "idle": 0}
+    with journal(0):
+        try:
+            measured = measure_sockets(seconds=numbers["live_seconds"], **numbers)
+        finally:
+            recording.close()
+            connections.close_all()
+        yield from _figures(measured, numbers["sockets"])
 
 
-def measure(
+def measure_sockets(
     *,
     sockets: int,
     changes: float,
@@ -257,45 +261,54 @@ def _evaluate(
     measured.latencies.sort()
 
 
-def _print(measured: Measured, arguments: Namespace) -> bool:
-    """Print what was measured; tell whether it is what is promised."""
+def _figures(measured: Measured, sockets: int) -> Iterator[Figure]:
+    """Return what was measured; where the layer does not cross processes, looks find changes."""
     has_layer = bool(settings.CHANNEL_REDIS and find_spec("channels_redis"))
     late = LATE if has_layer else LATE_WITHOUT_LAYER
     started, opened, idle, changed, closed = measured.usages
+    pace = measured.changes / measured.seconds
+    with_changes = f"{sockets} sockets, {pace:.0f} changes a second"
+
+    def figure(what: str, value: float, unit: str, at_most: float | None = None) -> Figure:
+        return Figure(
+            benchmark="live",
+            what=what,
+            value=value,
+            unit=unit,
+            at_most=at_most,
+            database=connection.vendor,
+            rows=sockets,
+        )
+
+    what = f"latency of a change, 95 %, {with_changes}"
+    yield figure(what, measured.latency(95), "s", late)
+    yield figure("latency of a change, median", measured.latency(50), "s")
+    yield figure("latency of a change, most", measured.latency(100), "s")
     by_look = sum(latency > PUSHED_WITHIN for latency in measured.latencies)
-    lines = {
-        "sockets open": f"{arguments.sockets - measured.refused}, {measured.refused} refused",
-        "all open after": f"{measured.connected:.1f} s",
-        "all with a snapshot after": f"{measured.snapshots:.1f} s",
-        "changes": f"{measured.changes}, {measured.changes / measured.seconds:.0f} a second",
-        "messages": f"{measured.messages}",
-        "latency, median": f"{measured.latency(50) * 1000:.0f} ms",
-        "latency, 95 %": f"{measured.latency(95) * 1000:.0f} ms (at most {late * 1000:.0f})",
-        "latency, 99 %": f"{measured.latency(99) * 1000:.0f} ms",
-        "latency, most": f"{measured.latency(100) * 1000:.0f} ms",
-        f"later than {PUSHED_WITHIN:.0f} s": f"{by_look} of {len(measured.latencies)}",
-        "last messages lost": f"{measured.lost}",
-        "messages of others' runs": f"{measured.wrong_owner}",
-        "older after newer": f"{measured.backwards}",
-        "error messages, closed": f"{measured.errors}, {measured.closed}",
-        "CPU to open": f"{opened.cpu - started.cpu:.1f} s",
-        "CPU, idle": f"{idle.share_since(opened):.0f} % of a core",
-        "CPU, with changes": f"{changed.share_since(idle):.0f} % of a core",
-        "memory": f"{started.memory:.0f} MB, sockets open {opened.memory:.0f}, "
-        f"closed {closed.memory:.0f}, most {closed.most_memory:.0f}",
-        "statements to open": f"{opened.statements - started.statements}",
-        "connections to open": f"{opened.connections - started.connections}",
-        "statements/s, idle": f"{idle.rate_since(opened, 'statements'):.1f}",
-        "statements/s, with changes": f"{changed.rate_since(idle, 'statements'):.1f}",
-        "connections/s, with changes": f"{changed.rate_since(idle, 'connections'):.1f}",
-        "threads": f"{changed.threads}",
-        "load of the machine": " ".join(f"{each:.1f}" for each in os.getloadavg()),
+    yield figure(f"changes heard of later than {PUSHED_WITHIN:.0f} s", by_look, "messages")
+    wrong = {
+        "sockets refused": measured.refused,
+        "sockets closed by the server": measured.closed,
+        "last messages lost": measured.lost,
+        "messages of others' runs": measured.wrong_owner,
+        "older messages after newer": measured.backwards,
+        "error messages": measured.errors,
     }
-    layer = "Redis" if has_layer else "no layer that crosses processes"
-    _say(f"\n{connection.vendor}, {layer}, {arguments.server}, {arguments.seconds:.0f} s:")
-    for name, value in lines.items():
-        _say(f"  {name:28}{value}")
-    return measured.is_right and measured.latency(95) <= late
+    for what, number in wrong.items():
+        yield figure(what, number, "", 0)
+    yield figure("all sockets open after", measured.connected, "s")
+    yield figure("all with a snapshot after", measured.snapshots, "s")
+    yield figure("CPU of the server to open them", opened.cpu - started.cpu, "s")
+    yield figure("CPU of the server, idle", idle.share_since(opened), "%")
+    yield figure("CPU of the server, with changes", changed.share_since(idle), "%")
+    yield figure("memory of a socket", (opened.memory - started.memory) * 1024 / sockets, "kB")
+    yield figure("memory of the server, most", closed.most_memory, "MiB")
+    yield figure("statements to open", opened.statements - started.statements, "")
+    yield figure("connections to open", opened.connections - started.connections, "")
+    yield figure("statements a second, idle", idle.rate_since(opened, "statements"), "")
+    yield figure("statements a second, with changes", changed.rate_since(idle, "statements"), "")
+    yield figure("connections a second, with changes", changed.rate_since(idle, "connections"), "")
+    yield figure("threads of the server", changed.threads, "")
 
 
 def _allow_files(number: int) -> None:
@@ -303,8 +316,3 @@ def _allow_files(number: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < number:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(number, hard), hard))
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
