@@ -22,6 +22,7 @@ from celery_admin_runner.deletion import (
 from celery_admin_runner.exceptions import PruneError
 from celery_admin_runner.models import OpenDependency, Source, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
+from celery_admin_runner.skipping import values_in
 from celery_admin_runner.states import FINISHED, State
 
 #: What its user has seen goes when it ended longer ago than this, unless another age is asked
@@ -110,11 +111,9 @@ def _parts(selection: Selection) -> Iterator[TaskRunRecordQuerySet]:
 
 def task_names(patterns: tuple[str, ...], *, using: str) -> list[str]:
     """Return the names of all tasks with runs, or of those that match one of ``patterns``."""
-    runs = TaskRunRecord.objects.using(using).order_by("task_name")
-    names = runs.values_list("task_name", flat=True).distinct()
     return [
         name
-        for name in names
+        for name in values_in(TaskRunRecord, "task_name", using=using)
         if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
 

@@ -30,7 +30,7 @@ README = Path(__file__).parent.parent / "README.rst"
 #: its own sub-package.
 LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
-    {"answers", "contexts", "queues", "handles", "changes", "deadlocks"},
+    {"answers", "contexts", "queues", "handles", "changes", "deadlocks", "skipping"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
     | {"querysets", "unattended"},
