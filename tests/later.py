@@ -9,7 +9,7 @@ from celery_admin_runner.registry import get_task
 from tests.celery_app import app
 
 #: In so many seconds what a test says to the workers has come to them, also on a busy machine.
-LATER = 15
+LATER = 10
 
 
 def send_later(

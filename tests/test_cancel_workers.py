@@ -16,7 +16,7 @@ from celery_admin_runner.states import State
 from tests.conftest import running_worker, worker_name
 from tests.factories import make_user
 from tests.later import LATER, send_later
-from tests.waiting import wait_for_state, wait_until
+from tests.waiting import wait_for_state, wait_for_words, wait_until
 
 TASKS = "tests.stoppable_tasks"
 
@@ -108,22 +108,22 @@ def test_a_run_that_looks_for_it_stops_by_itself(worker, tmp_path):
     wait_for_state(run, State.REVOKED)
 
 
-@pytest.mark.parametrize("name", ["guarded", "unguarded"])
-def test_a_run_that_waits_in_a_worker_for_its_eta_never_begins(worker, configure, tmp_path, name):
+def test_a_run_that_waits_in_a_worker_for_its_eta_never_begins(worker, configure, tmp_path):
     configure(TRACK=[f"{TASKS}.*"], SCHEDULE_ETA=False)
-    run = send_later(f"{TASKS}.{name}", [str(tmp_path / "ran")], countdown=LATER)
-    wait_until(lambda: f"{run.task_id}] received" in worker.read_text())
+    # Guarded and unguarded, they wait together.
+    states = {f"{TASKS}.guarded": State.REVOKED, f"{TASKS}.unguarded": State.CANCELLING}
+    runs = [send_later(name, [str(tmp_path / name)], countdown=LATER) for name in states]
+    for run in runs:
+        wait_for_words(worker, f"{run.task_id}] received")
 
-    cancellation = TaskRunner().cancel(run)
+    cancellations = [TaskRunner().cancel(run) for run in runs]
 
-    is_guarded = name == "guarded"
-    assert cancellation.state == (State.REVOKED if is_guarded else State.CANCELLING)
-    wait_until(
-        lambda: f"Discarding revoked task: {TASKS}.{name}[{run.task_id}" in worker.read_text()
-    )
-    wait_for_state(run, State.REVOKED)
-    assert run.started_at is None
-    assert not (tmp_path / "ran").exists()
+    assert [cancellation.state for cancellation in cancellations] == list(states.values())
+    for run in runs:
+        wait_for_words(worker, f"Discarding revoked task: {run.task_name}[{run.task_id}")
+        wait_for_state(run, State.REVOKED)
+        assert run.started_at is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_guarded_run_that_was_cancelled_begins_in_no_worker_that_knows_nothing_of_it(
@@ -137,7 +137,7 @@ def test_a_guarded_run_that_was_cancelled_begins_in_no_worker_that_knows_nothing
 
     assert runner.cancel(run).state == State.REVOKED
 
-    wait_until(lambda: f"Task {run.task_name}[{run.task_id}] ignored" in worker.read_text())
+    wait_for_words(worker, f"Task {run.task_name}[{run.task_id}] ignored")
     assert TaskRunRecord.objects.get().state == State.REVOKED
     assert not (tmp_path / "ran").exists()
 
@@ -148,9 +148,7 @@ def test_a_guarded_run_that_is_to_be_tried_again_is_cancelled_at_once(worker, tm
 
     assert TaskRunner().cancel(run).state == State.REVOKED
 
-    wait_until(
-        lambda: f"Discarding revoked task: {run.task_name}[{run.task_id}" in worker.read_text()
-    )
+    wait_for_words(worker, f"Discarding revoked task: {run.task_name}[{run.task_id}")
     assert TaskRunRecord.objects.get().state == State.REVOKED
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
 

@@ -161,10 +161,10 @@ def test_a_secret_is_in_no_part_of_the_row_or_of_what_celery_shows():
 
 
 def test_a_call_that_was_not_sent_keeps_no_word_of_its_secret():
+    nowhere = app.connection_for_write(NO_BROKER, transport_options={"max_retries": 1})
+
     with pytest.raises(OperationalError):
-        once_with_secret.apply_async(
-            ["a", "Sesame4"], connection=app.connection_for_write(NO_BROKER), retry=False
-        )
+        once_with_secret.apply_async(["a", "Sesame4"], connection=nowhere, retry=False)
 
     run = TaskRunRecord.objects.get()
     assert run.publish_error == "OperationalError"

@@ -15,7 +15,7 @@ from tests.factories import make_user
 from tests.later import LATER, send_later
 from tests.result_backend import OURS
 from tests.tasks import add
-from tests.waiting import wait_for_state, wait_until
+from tests.waiting import wait_for_state, wait_for_words, wait_until
 
 
 def ended(run: TaskRunRecord, state: State, seconds: float = 30) -> TaskRunRecord:
@@ -113,7 +113,7 @@ def test_a_run_that_is_to_be_retried_later_tells_when(worker):
 def test_revoking_a_run_that_waits_for_its_time_ends_it_then(worker, configure):
     configure(TRACK=["tests.tasks.add"], SCHEDULE_ETA=False)
     run = send_later("tests.tasks.add", [1], countdown=LATER)
-    wait_until(lambda: f"[{run.task_id}] received" in worker.read_text())
+    wait_for_words(worker, f"[{run.task_id}] received")
     app.control.revoke(run.task_id)
 
     ended(run, State.REVOKED)

@@ -62,17 +62,24 @@ def test_a_run_ends_as_it_did_in_any_pool(transactional_db, pool):
 
 
 def test_a_run_that_expired_or_was_revoked_does_not_start_in_any_pool(
-    transactional_db, configure, pool
+    transactional_db, configure, threads_queue, solo_queue
 ):
     configure(TRACK=["tests.tasks.add"], SCHEDULE_ETA=False)
-    queue = f"{QUEUE}-{pool}"
-    expired = TaskRunner().run("tests.tasks.add", [1], queue=queue, expires=-1)
-    revoked = send_later("tests.tasks.add", [1], queue=queue, countdown=LATER)
-    app.control.revoke(revoked.task_id)
+    # Both pools wait together.
+    queues = (threads_queue, solo_queue)
+    expired = [
+        TaskRunner().run("tests.tasks.add", [1], queue=queue, expires=-1) for queue in queues
+    ]
+    revoked = [
+        send_later("tests.tasks.add", [1], queue=queue, countdown=LATER) for queue in queues
+    ]
+    for run in revoked:
+        app.control.revoke(run.task_id)
 
-    wait_for_state(expired, State.EXPIRED)
-    wait_for_state(revoked, State.REVOKED)
-    assert (expired.started_at, revoked.started_at) == (None, None)
+    for run in expired:
+        assert wait_for_state(run, State.EXPIRED).started_at is None
+    for run in revoked:
+        assert wait_for_state(run, State.REVOKED).started_at is None
 
 
 def test_what_can_not_be_terminated_runs_on_to_its_end(transactional_db, pool, tmp_path):

@@ -131,7 +131,7 @@ def test_a_lost_run_frees_it_and_does_not_get_it_back_when_it_is_heard_of():
 
 
 def test_a_call_that_can_not_be_sent_raises_and_frees_it():
-    nowhere = app.connection_for_write(NO_BROKER)
+    nowhere = app.connection_for_write(NO_BROKER, transport_options={"max_retries": 1})
 
     with pytest.raises(OperationalError):
         once.apply_async([1], connection=nowhere, retry=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
@@ -23,6 +24,20 @@ def wait_until(
     while not condition():
         assert time.monotonic() < deadline, why() if callable(why) else why
         time.sleep(0.05)
+
+
+def wait_for_words(log: Path, words: str) -> None:
+    """Return as soon as these words stand in a process's log, which may be a long one."""
+    wanted = words.encode()
+    with log.open("rb") as file:
+        seen = b""
+
+        def are_there() -> bool:
+            nonlocal seen
+            seen = seen[-len(wanted) :] + file.read()
+            return wanted in seen
+
+        wait_until(are_there, why=f"{log.name} does not say {words!r}")
 
 
 def wait_for_state(run: TaskRunRecord, *states: State, seconds: float = PATIENCE) -> TaskRunRecord:
