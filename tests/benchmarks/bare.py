@@ -37,6 +37,8 @@ class UncountedPaginator(Paginator):  # type: ignore[type-arg]
 class BareRuns(admin.ModelAdmin):  # type: ignore[type-arg]
     """Runs in a list of plain columns."""
 
+    #: Not that of the package.
+    change_list_template = "admin/change_list.html"
     list_display = (
         *("state", "task_name", "run_by_name", "created_at", "started_at", "finished_at"),
         "object_id",
