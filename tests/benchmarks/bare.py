@@ -41,8 +41,9 @@ class BareRuns(admin.ModelAdmin):  # type: ignore[type-arg]
     change_list_template = "admin/change_list.html"
     list_display = (
         *("state", "task_name", "run_by_name", "created_at", "started_at", "finished_at"),
-        "object_id",
+        "label",
     )
+    actions = None
     list_per_page = 100
     ordering: ClassVar[list[str]] = ["-id"]
     show_full_result_count = False
