@@ -17,6 +17,9 @@ from kombu.transport import filesystem
 from kombu.utils.encoding import str_to_bytes
 from kombu.utils.json import dumps
 
+#: So long the loop of a worker waits for a message, in seconds (Celery 5.5 to 5.7).
+LOOP_TIMEOUT = 2.0
+
 
 class Channel(filesystem.Channel):
     """Puts whole messages."""
@@ -55,3 +58,12 @@ class Transport(filesystem.Transport):
     """The transport of the tests' broker."""
 
     Channel = Channel
+    #: How often a reader looks for messages, in seconds. kombu looks once in a second.
+    polling_interval = 0.05
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Wait for a message; a worker that is to end is not kept waiting for long.
+
+        Its loop waits for messages twice before it sees that it is to end.
+        """
+        super().drain_events(connection, 0.2 if timeout == LOOP_TIMEOUT else timeout)
