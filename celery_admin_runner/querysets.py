@@ -20,6 +20,7 @@ from django.db.models import Case, Count, F, Max, Min, Q, Value, When, Window
 from django.db.models.functions import Coalesce, RowNumber
 from django.utils import timezone
 
+from celery_admin_runner.alternatives import AlternativesQuerySet
 from celery_admin_runner.changes import Owner, told
 from celery_admin_runner.conf import settings
 from celery_admin_runner.states import FAILED, FINISHED, UNFINISHED, State
@@ -116,7 +117,7 @@ def is_stale_scheduled(run: TaskRunRecord, now: datetime) -> bool:
     return is_claimed and now - run.claimed_at > STALE_SCHEDULED_AFTER  # type: ignore[operator]
 
 
-class TaskRunRecordQuerySet(models.QuerySet["TaskRunRecord"]):
+class TaskRunRecordQuerySet(AlternativesQuerySet["TaskRunRecord"]):
     """Runs, and how they are asked for and moved."""
 
     def transition(self, *, sources: Iterable[State], target: State, **fields: Any) -> int:

@@ -30,7 +30,8 @@ README = Path(__file__).parent.parent / "README.rst"
 #: its own sub-package.
 LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
-    {"answers", "contexts", "queues", "handles", "changes", "deadlocks", "skipping"},
+    {"answers", "contexts", "queues", "handles", "changes", "deadlocks", "skipping"}
+    | {"alternatives"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
     | {"querysets", "unattended"},
