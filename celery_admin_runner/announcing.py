@@ -15,7 +15,7 @@ from celery.result import AsyncResult
 from django.db import IntegrityError, router, transaction
 from django.utils import timezone
 
-from celery_admin_runner import holding, ignoring, invocations, unique
+from celery_admin_runner import holding, ignoring, insertion, invocations, unique
 from celery_admin_runner.base import Invocation, announce
 from celery_admin_runner.dispatch import keep_claim
 from celery_admin_runner.models import TaskRunRecord
@@ -89,7 +89,7 @@ def _announced(invocation: Invocation, same: Sameness, using: str) -> Send | Non
     holding.forget_deleted_user(run, using)
     try:
         with transaction.atomic(using=using):
-            run.save(force_insert=True, using=using)
+            insertion.insert([run], using=using)
     except IntegrityError:
         # There is a row of this id, perhaps.
         return None

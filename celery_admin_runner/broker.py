@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
+from functools import lru_cache
 from time import monotonic
 from typing import Any
 
@@ -78,6 +79,20 @@ def bounded_connection(app: Celery, **transport_options: Any) -> Connection:
         },
     )
     return bounded
+
+
+def shared_connection(app: Celery) -> Connection:
+    """Return the same bounded connection for one broker each time: a pool is known by it.
+
+    It is never opened: kombu's pools open copies of it.
+    """
+    conf = app.conf
+    return _shared_connection(app, conf.broker_write_url, repr(conf.broker_transport_options))
+
+
+@lru_cache(maxsize=8)
+def _shared_connection(app: Celery, address: Any, options: str) -> Connection:
+    return bounded_connection(app)
 
 
 def broker_errors(connection: Connection) -> tuple[type[Exception], ...]:

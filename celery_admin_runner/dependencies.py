@@ -19,6 +19,7 @@ from django.db.models import Case, F, Value, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from celery_admin_runner import insertion
 from celery_admin_runner.deletion import delete_by_key
 from celery_admin_runner.exceptions import (
     ALL,
@@ -72,10 +73,10 @@ def record_waiting(run: TaskRunRecord, others: Iterable[TaskRunRecord]) -> None:
         if connections[using].features.has_select_for_update:
             # While we wait for them nobody waits for us.
             pks = _keep(pks, using)
-            run.save(force_insert=True, using=using)
+            insertion.insert([run], using=using)
         else:
             # Who has only read before may not write any more.
-            run.save(force_insert=True, using=using)
+            insertion.insert([run], using=using)
             pks = _keep(pks, using)
         _link(run, pks, using)
 

@@ -17,16 +17,17 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 from kombu.messaging import Producer
 
+from celery_admin_runner import statements
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.broker import (
     BROKER_TIMEOUT,
     RETRY_POLICY,
     UNUSABLE_ADDRESS,
-    bounded_connection,
     broker_errors,
     describe,
     describe_address,
     producers,
+    shared_connection,
 )
 from celery_admin_runner.messages import Message, sent_options
 from celery_admin_runner.models import NOT_CONFIRMED, TaskRunRecord
@@ -120,7 +121,7 @@ def publish(
     ``task_always_eager`` runs it right here, and what it raises then goes to the caller.
     """
     try:
-        connection = bounded_connection(task.app)
+        connection = shared_connection(task.app)
     except UNUSABLE_ADDRESS as error:
         record_failure(run, describe_address(error), may_be_out=may_be_out)
         return Handover.REFUSED
@@ -313,9 +314,14 @@ def _read_again(run: TaskRunRecord) -> bool:
 
 def _record_handover(run: TaskRunRecord) -> None:
     """Move a run that was sent to PENDING, if no worker was faster."""
-    now = timezone.now()
-    moved = TaskRunRecord.objects.filter(pk=run.pk).transition(
-        sources=[State.UNSENT], target=State.PENDING, published_at=now
+    now, using = timezone.now(), str(router.db_for_write(TaskRunRecord))
+    moved = statements.move(
+        run.task_id,
+        attempt=None,
+        sources=[State.UNSENT],
+        target=State.PENDING,
+        using=using,
+        published_at=now,
     )
     if moved or not _read_again(run):
         # Whoever deleted it meanwhile: it was sent.

@@ -19,7 +19,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 
-from celery_admin_runner import dependencies, unique
+from celery_admin_runner import dependencies, insertion, unique
 from celery_admin_runner.base import Invocation
 from celery_admin_runner.calls import as_received, same
 from celery_admin_runner.conf import settings
@@ -462,9 +462,9 @@ def _save(
             dependencies.record_waiting(run, depends_on)
         elif connections[using].in_atomic_block:
             with transaction.atomic(using=using):
-                run.save(force_insert=True, using=using)
+                insertion.insert([run], using=using)
         else:
-            run.save(force_insert=True, using=using)
+            insertion.insert([run], using=using)
 
     if limit is None or run.active_key is None:
         write()

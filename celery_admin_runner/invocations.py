@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
-from celery_admin_runner import holding, ignoring, publishing, tracking, unique
+from celery_admin_runner import holding, ignoring, insertion, publishing, tracking, unique
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.base import DjangoTask, Invocation, intercept, look_up
 from celery_admin_runner.broker import UNUSABLE_ADDRESS, describe, describe_address
@@ -290,7 +290,7 @@ def _inserted_with_key(run: TaskRunRecord, *, limit: timedelta, now: datetime) -
         ended = unique.holder_of(str(run.active_key), using) if holder is None else None
         if ended is not None:
             raise unique.KeyTaken(ended)
-    insert = partial(run.save, force_insert=True, using=using)
+    insert = partial(insertion.insert, [run], using=using)
     try:
         unique.take(
             str(run.active_key), insert, limit=limit, now=now, using=using, task_id=run.task_id

@@ -29,6 +29,7 @@ from django.db import DatabaseError, IntegrityError, connections, router, transa
 from django.db.models import Model
 from django.utils import timezone
 
+from celery_admin_runner import insertion, statements
 from celery_admin_runner.base import REPLACED
 from celery_admin_runner.conf import settings
 from celery_admin_runner.contexts import PlainContext
@@ -155,9 +156,9 @@ def handed_over(headers: Mapping[str, Any]) -> None:
 
 def record_handover(task_id: str, now: datetime) -> None:
     """Write that the broker took the message of a run, if no worker was faster."""
-    runs = journal().filter(task_id=task_id)
-    with _harmless(runs.db):
-        runs.hand_over(now)
+    using = database()
+    with _harmless(using):
+        statements.hand_over(task_id, now, using=using)
 
 
 def _continues_run(headers: dict[str, Any], task_id: str) -> bool:
@@ -308,7 +309,7 @@ def _inserted(run: TaskRunRecord) -> bool:
     using = database()
     try:
         with _harmless(using):
-            run.save(force_insert=True, using=using)
+            insertion.insert([run], using=using)
     except IntegrityError:
         return False
     return True

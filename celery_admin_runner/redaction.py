@@ -6,6 +6,7 @@ import json
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from celery_admin_runner.conf import settings
@@ -18,8 +19,13 @@ EVERYTHING = ""
 
 def is_secret_name(name: str) -> bool:
     """Tell whether REDACT hides a parameter or key of this name."""
+    return _matches(name, tuple(settings.REDACT))
+
+
+@lru_cache(maxsize=1024)
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     lowered = name.lower()
-    return any(fnmatchcase(lowered, pattern.lower()) for pattern in settings.REDACT)
+    return any(fnmatchcase(lowered, pattern.lower()) for pattern in patterns)
 
 
 def masked(value: Any) -> Any:

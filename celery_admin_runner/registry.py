@@ -240,6 +240,7 @@ def _info(task: Task) -> TaskInfo:
     )
 
 
+@cache
 def _own_doc(task: Task) -> str:
     """Return the docstring of the task's code, not the one it inherits from Celery's Task.
 

@@ -17,7 +17,7 @@ from django.db import models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from celery_admin_runner import control, dependencies, ignoring, unique
+from celery_admin_runner import control, dependencies, ignoring, insertion, unique
 from celery_admin_runner.base import DjangoTask, Invocation
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import Call, InvalidCall, prepare_call, signature_of
@@ -639,7 +639,7 @@ class TaskRunner:
             if depends_on:
                 dependencies.record_waiting(run, depends_on)
             else:
-                run.save(force_insert=True, using=_database())
+                insertion.insert([run], using=_database())
 
         if limit is None:
             write()

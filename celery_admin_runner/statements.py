@@ -6,7 +6,7 @@ it: of a task that does nothing, as much as all the rest.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,15 +50,18 @@ def move(
     sources: Collection[State],
     target: State,
     must_last: bool = True,
+    using: str | None = None,
     **fields: Any,
 ) -> int:
     """Move a run, if it is in no later attempt, as ``TaskRunRecordQuerySet.transition`` does.
+
+    By the connection by which records are written, or that of the alias ``using``.
 
     What need not last is not waited for until it is on the disk, where the database can be
     told so for one statement: if its machine dies within a second, it is as if never said.
     """
     # Once: in the transaction in which it is told of a move the answer would be another one.
-    alias = database()
+    alias = using or database()
 
     def runs() -> TaskRunRecordQuerySet:
         ours = TaskRunRecord.objects.using(alias).filter(task_id=task_id)
@@ -88,6 +91,34 @@ def move(
         target=target,
         update=update,
         owners=lambda: _owners(alias, task_id),
+    )
+
+
+def hand_over(task_id: str, now: datetime, *, using: str) -> int:
+    """Write that a run was sent, as ``TaskRunRecordQuerySet.hand_over`` does of many."""
+    connection = connections[using]
+    quote = connection.ops.quote_name
+    meta = TaskRunRecord._meta
+    state, sent_at = quote("state"), quote("published_at")
+    sql = " ".join(
+        [
+            *("UPDATE", quote(meta.db_table), "SET", state, "= CASE WHEN", state, "= %s THEN %s"),
+            *("ELSE", state, "END,", sent_at, "= COALESCE(", sent_at, ", %s)"),
+            *("WHERE", quote("task_id"), "= %s"),
+        ]
+    )
+    moment: Any = meta.get_field("published_at")
+    values = [
+        *(State.UNSENT.value, State.PENDING.value),
+        *(moment.get_db_prep_save(now, connection), task_id),
+    ]
+    return told(
+        lambda: TaskRunRecord.objects.using(using).filter(task_id=task_id),
+        sender=TaskRunRecord,
+        sources=[State.UNSENT],
+        target=State.PENDING,
+        update=lambda pks: _executed(sql, values, using),
+        owners=lambda: _owners(using, task_id),
     )
 
 
@@ -158,9 +189,14 @@ def _update(
             *("WHERE", " AND ".join(conditions)),
         ]
     )
+    return _executed(sql, values, alias)
+
+
+def _executed(sql: str, values: Sequence[Any], using: str) -> int:
+    """Execute a statement; returns how many rows it changed."""
     with (
-        transaction.mark_for_rollback_on_error(using=alias),
-        connection.cursor() as cursor,
+        transaction.mark_for_rollback_on_error(using=using),
+        connections[using].cursor() as cursor,
     ):
         cursor.execute(sql, values)
         return int(cursor.rowcount)

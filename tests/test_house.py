@@ -37,9 +37,9 @@ LAYERS = (
     | {"querysets", "unattended"},
     {"parameters", "models"},
     {"binding", "model_keys", "wire", "messages", "recording", "deletion", "export", "broker"}
-    | {"command_lines"},
-    {"retention"},
-    {"calls", "archive", "late", "startup", "results", "dispatch", "statements", "options"}
+    | {"command_lines", "insertion"},
+    {"retention", "statements"},
+    {"calls", "archive", "late", "startup", "results", "dispatch", "options"}
     | {"clearing", "rights", "scheduling", "dependencies", "leases"},
     {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"}
