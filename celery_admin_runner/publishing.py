@@ -12,13 +12,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import lru_cache, partial
 from threading import Event
 from typing import Any
 from uuid import uuid4
 
-from celery import current_app
-from celery.app.task import Context
+# What ``current_app.current_worker_task`` gives, without first looking for the app.
+from celery._state import get_current_worker_task
+from celery.app.task import Context, Task
 from celery.utils.time import maybe_iso8601
 from django.apps import apps
 from django.conf import settings as django_settings
@@ -76,7 +77,7 @@ class Lineage:
 
 def lineage() -> Lineage:
     """Return what a run that is started here and now inherits of the task it is started in."""
-    task = current_app.current_worker_task
+    task = get_current_worker_task()
     if task is None:
         return Lineage()
     request = task.request
@@ -101,12 +102,35 @@ Inserter = Callable[[TaskRunRecord], bool]
 def is_tracked_by_name(task_name: str) -> bool:
     """Tell whether TRACK names a task; Celery's own are never tracked."""
     patterns = settings.TRACK
-    if not patterns or is_internal(task_name):
-        return False
-    if isinstance(patterns, str):
-        # A check refuses this; letter by letter, the "*" in it would match every task.
-        patterns = [patterns]
-    return any(fnmatchcase(task_name, pattern) for pattern in patterns)
+    # A check refuses a text; letter by letter, the "*" in it would match every task.
+    return bool(patterns) and _is_named(
+        task_name, (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _is_named(task_name: str, patterns: tuple[str, ...]) -> bool:
+    """Tell whether a pattern names a task that is no part of the machinery.
+
+    Kept, as every message asks for it: of tasks there are few, and patterns seldom change.
+    """
+    is_named = any(fnmatchcase(task_name, pattern) for pattern in patterns)
+    return is_named and not is_internal(task_name)
+
+
+def may_concern(task_name: str, headers: Mapping[str, Any]) -> bool:
+    """Tell, at once, whether a message that is about to be published may be one of a run.
+
+    Not where no task runs, its headers have nothing of ours, and TRACK does not name its task.
+    The headers that Celery 5.7 sends a retry with stand in those of its message, as ``headers``.
+    """
+    return (
+        get_current_worker_task() is not None
+        or RUN_HEADER in headers
+        or ROW_HEADER in headers
+        or "headers" in headers
+        or is_tracked_by_name(task_name)
+    )
 
 
 def track(
@@ -125,13 +149,17 @@ def track(
     sends the next attempt of a run. Never raises for want of a database.
     """
     task_id = headers.get("id")
-    if task_id is None or marks_run(headers, task_id) or _continues_run(headers, task_id):
+    if task_id is None or marks_run(headers, task_id):
+        return
+    running = get_current_worker_task()
+    if running is not None and _continues_run(running, headers, task_id):
         return
     if _beat.is_set():
         # Nobody starts what beat sends, whatever the headers of an entry, which people edit, say.
         headers.pop(ROW_HEADER, None)
     if not is_tracked_by_name(task_name):
-        _pass_on_user(headers)
+        if running is not None:
+            _pass_on_user(running, headers)
         return
     call = stored_call(task_name, body[0], body[1])
     queue = _queue(exchange, routing_key, declare)
@@ -161,17 +189,14 @@ def record_handover(task_id: str, now: datetime) -> None:
         statements.hand_over(task_id, now, using=using)
 
 
-def _continues_run(headers: dict[str, Any], task_id: str) -> bool:
+def _continues_run(running: Task, headers: dict[str, Any], task_id: str) -> bool:
     """Tell whether the message replaces the task that publishes it, and mark it then.
 
     Celery 5.7 (``Task.replace``) sends another task under the same id, and ends the
     first with Ignore.
     """
-    task = current_app.current_worker_task
-    if task is None or task.request.id != task_id:
-        return False
-    request: Context = task.request
-    if not marks_run(request.headers, task_id):
+    request: Context = running.request
+    if request.id != task_id or not marks_run(request.headers, task_id):
         return False
     setattr(request, REPLACED, True)
     headers.update({RUN_HEADER: task_id, ROW_HEADER: request.headers.get(ROW_HEADER)})
@@ -180,13 +205,12 @@ def _continues_run(headers: dict[str, Any], task_id: str) -> bool:
     return True
 
 
-def _pass_on_user(headers: dict[str, Any]) -> None:
+def _pass_on_user(running: Task, headers: dict[str, Any]) -> None:
     """Let a run that a task starts which is no run itself still know who began it all.
 
     So it is with ``celery.chord_unlock``, which starts the body of a chord.
     """
-    task = current_app.current_worker_task
-    if task is not None and (row := (task.request.headers or {}).get(ROW_HEADER)):
+    if row := (running.request.headers or {}).get(ROW_HEADER):
         headers.setdefault(ROW_HEADER, row)
 
 

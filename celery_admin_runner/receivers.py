@@ -40,7 +40,14 @@ def is_tracked(request: Context) -> bool:
     return marks_run(request.headers, request.id) or getattr(request, tracking.HAS_ROW, False)
 
 
-def on_before_publish(
+def on_before_publish(sender: str, headers: dict[str, Any], **message: Any) -> None:
+    """A message is about to be sent; most are not for us, and each call pays for this look."""
+    if publishing.may_concern(sender, headers):
+        keep_arguments_masked(headers)
+        _track(sender, headers, **message)
+
+
+def _track(
     sender: str,
     headers: dict[str, Any],
     body: Any,
@@ -50,8 +57,7 @@ def on_before_publish(
     declare: Any = None,
     **kwargs: Any,
 ) -> None:
-    """A message is about to be sent."""
-    keep_arguments_masked(headers)
+    """Have the row of a message written, if it is one of a run."""
     publishing.track(
         sender,
         headers=headers,

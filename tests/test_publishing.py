@@ -106,6 +106,26 @@ def test_only_tasks_that_track_names_are_journalled(configure, patterns, is_trac
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("headers", "patterns", "is_seen"),
+    [
+        ({}, [], False),
+        ({}, ["other.*"], False),
+        ({}, ["tests.*"], True),
+        ({RUN_HEADER: "id"}, [], True),
+        ({ROW_HEADER: [1, "", ""]}, [], True),
+        # Those of a retry, whose arguments Celery writes down anew.
+        ({"headers": {RUN_HEADER: "id"}}, [], True),
+    ],
+)
+def test_only_a_message_with_a_mark_or_a_name_is_looked_into(
+    configure, headers, patterns, is_seen
+):
+    configure(TRACK=patterns)
+
+    assert publishing.may_concern("tests.tasks.add", {"id": "id", **headers}) is is_seen
+
+
 def test_celerys_own_tasks_are_never_journalled(configure):
     configure(TRACK=["*"])
 
