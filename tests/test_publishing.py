@@ -105,7 +105,6 @@ def test_only_tasks_that_track_names_are_journalled(configure, patterns, is_trac
     assert (RUN_HEADER in headers) is is_tracked
 
 
-@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("headers", "patterns", "is_seen"),
     [
@@ -126,6 +125,7 @@ def test_only_a_message_with_a_mark_or_a_name_is_looked_into(
     assert publishing.may_concern("tests.tasks.add", {"id": "id", **headers}) is is_seen
 
 
+@pytest.mark.django_db
 def test_celerys_own_tasks_are_never_journalled(configure):
     configure(TRACK=["*"])
 
