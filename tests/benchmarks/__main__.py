@@ -11,13 +11,15 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from tests.benchmarks import calls, live, scheduled, worker
+from tests.benchmarks import calls, live, prune, scheduled, task_list, worker
 from tests.benchmarks.measuring import Benchmark, Figure, as_json, as_line, as_markdown, say
 
 BENCHMARKS: dict[str, Benchmark] = {
     "calls": calls,
     "live": live,
+    "prune": prune,
     "scheduled": scheduled,
+    "task_list": task_list,
     "worker": worker,
 }
 
