@@ -21,8 +21,10 @@ from celery_admin_runner.binding import Argument, Binding, Place, bind
 from celery_admin_runner.encoding import CALL_MAX_BYTES, ForeignCode, readable, to_plain
 from celery_admin_runner.exceptions import ALL, InvalidArguments, NotEncodable
 from celery_admin_runner.model_keys import (
+    Absent,
     NamedObjects,
     ObjectSource,
+    absent_of,
     objects_for,
     with_model_keys,
 )
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 
 #: Length at which Celery too shortens what it shows of arguments.
 _REPR_MAX = 1024
+#: A text so short, or a number below this, is simple; so many are never too large together.
+_SHORT, _LARGE, _FEW = 1000, 2**53, 100
 
 #: pydantic's errors whose messages never quote the value, by the start of their type.
 _DISCREET = ("missing", "string_", "bytes_", "int_", "float_", "bool_", "decimal_", "date_type",
@@ -129,25 +133,70 @@ def prepare_call(
     ``objects``, which then decides alone. Raises InvalidArguments, and TypeError for what
     is no list of arguments, or no dict of named ones.
     """
-    if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
-        raise TypeError(f"Give the arguments as a list, and not as {type(args).__name__}.")
-    if not isinstance(kwargs, Mapping):
-        raise TypeError(f"Give the named arguments as a dict, and not as {type(kwargs).__name__}.")
-    source = objects or objects_for(user)
-    signature = signature_of(task)
-    bound = bind(signature, args, kwargs)
-    problems = dict(bound.problems)
-    trees: list[Any] = []
-    for argument in bound.arguments:
+    [call] = prepare_calls(task, [(args, kwargs)], user=user, objects=objects).values()
+    if isinstance(call, InvalidCall):
+        raise call
+    return call
+
+
+def prepare_calls(
+    task: Task,
+    calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+    *,
+    user: AnyUser | None = None,
+    objects: ObjectSource | None = None,
+) -> dict[int, Call | InvalidCall]:
+    """Check many calls as ``prepare_call`` does one; return each, or what is wrong, by number.
+
+    The objects of all are asked for together.
+    """
+    checked = [_Checked(task, args, kwargs) for args, kwargs in calls]
+    named = [objects for call in checked for objects in call.named if objects.keys]
+    absent = absent_of(named, objects or objects_for(user)) if named else {}
+    return {number: call.prepared(absent) for number, call in enumerate(checked)}
+
+
+class _Checked:
+    """A call of which each argument was checked, but for the objects that it names."""
+
+    def __init__(self, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
+            raise TypeError(f"Give the arguments as a list, and not as {type(args).__name__}.")
+        if not isinstance(kwargs, Mapping):
+            kind = type(kwargs).__name__
+            raise TypeError(f"Give the named arguments as a dict, and not as {kind}.")
+        signature = signature_of(task)
+        bound = bind(signature, args, kwargs)
+        self.arguments = bound.arguments
+        self.check = signature.check
+        self.problems = dict(bound.problems)
+        self.trees: list[Any] = []
+        #: What each argument names.
+        self.named: list[NamedObjects] = []
+        for argument in bound.arguments:
+            named = NamedObjects()
+            try:
+                self.trees.append(_checked(task, argument, named))
+            except InvalidCall as error:
+                self.problems.update(error.places)
+                # Nobody is told more of what is wrong itself.
+                named = NamedObjects()
+            self.named.append(named)
+
+    def prepared(self, absent: Absent) -> Call | InvalidCall:
+        """Return the call, or what is wrong with it."""
+        problems = self.problems
+        for argument, named in zip(self.arguments, self.named, strict=True):
+            if named.keys and (texts := named.problems(absent)):
+                problems[argument.place] = [_discreet(argument, text) for text in texts]
+        if not problems and self.check is not None:
+            problems = _problems_together(self.check, self.arguments, self.trees)
+        if problems:
+            return InvalidCall(problems)
         try:
-            trees.append(_checked(task, argument, source))
+            return _call(self.arguments, self.trees)
         except InvalidCall as error:
-            problems.update(error.places)
-    if not problems and signature.check is not None:
-        problems = _problems_together(signature.check, bound.arguments, trees)
-    if problems:
-        raise InvalidCall(problems)
-    return _call(bound.arguments, trees)
+            return error
 
 
 def secrets_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
@@ -209,6 +258,16 @@ def _call(arguments: Sequence[Argument], trees: Sequence[Any]) -> Call:
     named = {
         argument.key: tree for argument, tree in zip(arguments, trees, strict=True) if argument.key
     }
+    if len(trees) <= _FEW and all(map(_is_simple, (*trees, *named))):
+        return Call(
+            args=tuple(positional),
+            kwargs=named,
+            stored_args=positional,
+            stored_kwargs=dict(named),
+            has_secrets=False,
+            argsrepr="",
+            kwargsrepr="",
+        )
     sent_args, sent_kwargs = revealed(positional), revealed(named)
     if len(json_dumps((sent_args, sent_kwargs))) > CALL_MAX_BYTES:
         text = _("The arguments are too large: more than %(limit)s bytes of JSON.")
@@ -226,14 +285,17 @@ def _call(arguments: Sequence[Argument], trees: Sequence[Any]) -> Call:
     )
 
 
-def _checked(task: Task, argument: Argument, source: ObjectSource) -> Any:
-    """Return the wire tree of an argument, as it arrives at a worker; raises InvalidCall."""
-    named = NamedObjects()
+def _checked(task: Task, argument: Argument, named: NamedObjects) -> Any:
+    """Return the wire tree of an argument, as it arrives at a worker; raises InvalidCall.
+
+    What it names is noted, and not looked for.
+    """
     try:
         tree = _tree(argument, named)
-        # In a list, as the row holds it: that is one level more.
-        to_plain([revealed(tree)])
-        _refuse_changes(task, argument, tree)
+        if not _is_simple(tree):
+            # In a list, as the row holds it: that is one level more.
+            to_plain([revealed(tree)])
+        _refuse_changes(task, tree)
     except ValidationError as error:
         raise InvalidCall(_messages(argument, error)) from error
     except NotEncodable as error:
@@ -244,8 +306,6 @@ def _checked(task: Task, argument: Argument, source: ObjectSource) -> Any:
     if MASK in secrets_in(tree):
         text = _("Give the secret again: %(mask)s only stands for it.") % {"mask": MASK}
         raise InvalidCall({argument.place: [text]})
-    if problems := named.problems(source):
-        raise InvalidCall({argument.place: [_discreet(argument, text) for text in problems]})
     return tree
 
 
@@ -257,6 +317,9 @@ def _tree(argument: Argument, context: NamedObjects | None) -> Any:
     """
     adapter = argument.parameter.adapter
     validated = _validated(adapter, argument.value, context)
+    if _is_simple(validated) and same(validated, argument.value):
+        # It has validated to itself just now.
+        return Hidden(validated) if _is_hidden(argument) else validated
     again = _validated(adapter, argument.value, None)
     for only_set in (False, True):
         tree = to_wire(validated, only_set=only_set)
@@ -266,6 +329,19 @@ def _tree(argument: Argument, context: NamedObjects | None) -> Any:
     raise NotEncodable(
         _("This value changes each time it is validated, so it can't be sent as it was given.")
     )
+
+
+def _is_simple(value: Any) -> bool:
+    """Tell whether JSON carries a value as it is, whoever writes, stores and reads it.
+
+    So is most of what is sent: it needs not be tried out.
+    """
+    kind = type(value)
+    if kind is str:
+        return len(value) <= _SHORT and value.isascii() and "\x00" not in value
+    if kind is int:
+        return -_LARGE < value < _LARGE
+    return value is None or kind is bool
 
 
 def _is_hidden(argument: Argument) -> bool:
@@ -319,10 +395,12 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)
 
 
-def _refuse_changes(task: Task, argument: Argument, tree: Any) -> None:
+def _refuse_changes(task: Task, tree: Any) -> None:
     """Raise NotEncodable if the task's serializer does not carry the value as it is."""
     wire = revealed(tree)
     serializer = task.serializer or task.app.conf.task_serializer
+    if serializer == "json" and _is_simple(wire):
+        return
     try:
         arrived = as_received(wire, serializer)
     except KombuError as error:

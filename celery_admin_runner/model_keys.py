@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,8 @@ BATCH_SIZE = 500
 MISSING_MAX = 10
 #: Answers which objects of a model may be named; None: not one, whichever exist.
 ObjectSource = Callable[[type[models.Model]], "models.QuerySet[Any] | None"]
+#: The primary keys of named objects that do not exist, by model; None: not one may be named.
+Absent = Mapping[type[models.Model], "set[Any] | None"]
 
 
 @dataclass(frozen=True)
@@ -89,21 +91,35 @@ class NamedObjects:
 
     keys: list[tuple[type[models.Model], Any]] = field(default_factory=list)
 
-    def problems(self, source: ObjectSource) -> list[str]:
+    def problems(self, absent: Absent) -> list[str]:
         """Return what is wrong: objects that may not be viewed, or that do not exist."""
-        by_model: dict[type[models.Model], set[Any]] = {}
-        for model, pk in self.keys:
+        by_model = _by_model([self])
+        return [text for model, pks in by_model.items() for text in _problems(model, pks, absent)]
+
+
+def absent_of(named: Iterable[NamedObjects], source: ObjectSource) -> Absent:
+    """Return which of all these objects there are not: one query a model, and 500 objects."""
+    absent: dict[type[models.Model], set[Any] | None] = {}
+    for model, pks in _by_model(named).items():
+        objects = source(model)
+        absent[model] = None if objects is None else _missing(objects, pks)
+    return absent
+
+
+def _by_model(named: Iterable[NamedObjects]) -> dict[type[models.Model], set[Any]]:
+    by_model: dict[type[models.Model], set[Any]] = {}
+    for objects in named:
+        for model, pk in objects.keys:
             by_model.setdefault(model, set()).add(pk)
-        return [text for model, pks in by_model.items() for text in _problems(model, pks, source)]
+    return by_model
 
 
-def _problems(model: type[models.Model], pks: set[Any], source: ObjectSource) -> Iterable[str]:
-    opts = model._meta
-    objects = source(model)
-    if objects is None:
+def _problems(model: type[models.Model], pks: set[Any], absent: Absent) -> Iterable[str]:
+    opts, absent_pks = model._meta, absent[model]
+    if absent_pks is None:
         yield _("You may not view %(name)s.") % {"name": opts.verbose_name_plural}
         return
-    missing = _missing(objects, pks)
+    missing = sorted(pks & absent_pks, key=str)
     for pk in missing[:MISSING_MAX]:
         yield _("There is no %(name)s with the primary key %(pk)s.") % {
             "name": opts.verbose_name,
@@ -115,13 +131,13 @@ def _problems(model: type[models.Model], pks: set[Any], source: ObjectSource) ->
         yield text % {"count": rest}
 
 
-def _missing(objects: models.QuerySet[Any], pks: set[Any]) -> list[Any]:
-    """Return the primary keys of which there is no object, sorted as texts."""
+def _missing(objects: models.QuerySet[Any], pks: set[Any]) -> set[Any]:
+    """Return the primary keys of which there is no object."""
     missing, asked = set(pks), list(pks)
     for start in range(0, len(asked), BATCH_SIZE):
         part = objects.filter(pk__in=asked[start : start + BATCH_SIZE])
         missing.difference_update(part.values_list("pk", flat=True))
-    return sorted(missing, key=str)
+    return missing
 
 
 def objects_for(user: AnyUser | None) -> ObjectSource:
