@@ -15,9 +15,9 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from celery_admin_runner.encoding import is_altered
+from celery_admin_runner.figures import Figures
 from celery_admin_runner.querysets import (
     STEP_MAX,
-    Figures,
     LeaseQuerySet,
     TaskRunRecordQuerySet,
     heard_of_at,

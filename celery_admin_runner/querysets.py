@@ -6,24 +6,22 @@ hand (``statements.move``).
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from statistics import median
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
-from django.db.models import Case, Count, F, Max, Min, Q, Value, When, Window
-from django.db.models.functions import Coalesce, RowNumber
+from django.db.models import Case, Count, F, Min, Q, Value, When
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from celery_admin_runner.alternatives import AlternativesQuerySet
 from celery_admin_runner.changes import Owner, told
 from celery_admin_runner.conf import settings
-from celery_admin_runner.states import FAILED, FINISHED, UNFINISHED, State
+from celery_admin_runner.states import FINISHED, UNFINISHED, State
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser, AnonymousUser
@@ -32,10 +30,6 @@ if TYPE_CHECKING:
 
     AnyUser = AbstractUser | AnonymousUser
 
-#: What the task list shows of a task's last run.
-_LAST_RUN_FIELDS = ("task_name", "state", "created_at", "run_by_name", "source")
-#: A task's typical duration is the median of so many of its latest succeeded runs.
-TYPICAL_OF = 20
 #: Of so many runs at once it is asked what they depend on.
 STEP_MAX = 500
 
@@ -66,17 +60,6 @@ _HEARD_AT = (
     "cancel_requested_at",
     "eta",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What the journal tells of one task."""
-
-    last_run: TaskRunRecord | None = None
-    runs: int = 0
-    failures: int = 0
-    #: The median of the latest succeeded runs; None if there is none.
-    typical_duration: timedelta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,61 +354,6 @@ class TaskRunRecordQuerySet(AlternativesQuerySet["TaskRunRecord"]):
             Unfinished(state=State(state), queue=queue, runs=runs, oldest_at=oldest_at)
             for state, queue, runs, oldest_at in groups.annotate(Count("pk"), Min("created_at"))
         ]
-
-    def figures_by_task(
-        self, *, since: datetime, task_names: Sequence[str] | None = None
-    ) -> dict[str, Figures]:
-        """Return the figures of each task that has runs in this set.
-
-        Runs and failures are those created from ``since`` on, and so are the runs
-        whose durations count. ``task_names`` None: every task. Three queries, of
-        which one is grouped, whatever the number of tasks.
-        """
-        runs = self.order_by()
-        if task_names is not None:
-            runs = runs.filter(task_name__in=task_names)
-        grouped = runs.values("task_name").annotate(last_id=Max("pk"))
-        recent = Q(created_at__gte=since)
-        counted = list(
-            grouped.annotate(
-                runs=Count("pk", filter=recent),
-                failures=Count("pk", filter=recent & Q(state__in=list(FAILED))),
-            )
-        )
-        # So many ids as all tasks have are more than SQLite takes in one query.
-        last_ids: Any = (
-            grouped.values("last_id")
-            if task_names is None
-            else [row["last_id"] for row in counted]
-        )
-        latest = self.order_by().filter(pk__in=last_ids).only(*_LAST_RUN_FIELDS)
-        last_runs = {run.pk: run for run in latest}
-        durations = runs.filter(recent)._typical_durations()
-        return {
-            row["task_name"]: Figures(
-                last_run=last_runs.get(row["last_id"]),
-                runs=row["runs"],
-                failures=row["failures"],
-                typical_duration=durations.get(row["task_name"]),
-            )
-            for row in counted
-        }
-
-    def _typical_durations(self) -> dict[str, timedelta]:
-        """Return the median duration of each task's latest succeeded runs in this set."""
-        latest = (
-            self.filter(state=State.SUCCESS, started_at__isnull=False)
-            .annotate(nth=Window(RowNumber(), partition_by="task_name", order_by="-pk"))
-            .filter(nth__lte=TYPICAL_OF)
-        )
-        rows = cast(
-            "Iterable[tuple[str, datetime, datetime]]",
-            latest.values_list("task_name", "started_at", "finished_at"),
-        )
-        durations = defaultdict(list)
-        for name, started_at, finished_at in rows:
-            durations[name].append(max(finished_at - started_at, timedelta()))
-        return {name: median(values) for name, values in durations.items()}  # type: ignore[type-var]
 
 
 def _cutoffs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import connections, models
 
 #: The least value, after it the least of those above it, and so on; null where there is no more.
@@ -29,7 +31,8 @@ def values_in(model: type[models.Model], name: str, *, using: str) -> list[str]:
         rows = model._base_manager.using(using).order_by(name)
         return list(rows.values_list(name, flat=True).distinct())
     quote = connection.ops.quote_name
-    column, table = quote(model._meta.get_field(name).column), quote(model._meta.db_table)
+    field: Any = model._meta.get_field(name)
+    column, table = quote(field.column), quote(model._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(_SKIPPED.format(column=column, table=table))
         return [value for (value,) in cursor.fetchall()]

@@ -31,11 +31,13 @@ README = Path(__file__).parent.parent / "README.rst"
 LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
     {"answers", "contexts", "queues", "handles", "changes", "deadlocks", "skipping"}
-    | {"alternatives"},
+    | {"alternatives", "of_each"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
-    | {"querysets", "unattended"},
+    | {"querysets", "unattended", "figures"},
     {"parameters", "models"},
+    {"cells"},
+    {"copying"},
     {"binding", "model_keys", "wire", "messages", "recording", "deletion", "export", "broker"}
     | {"command_lines", "insertion"},
     {"retention", "statements"},

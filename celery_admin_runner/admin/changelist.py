@@ -12,14 +12,14 @@ from django.utils.translation import gettext as _
 
 from celery_admin_runner.admin.figures import TaskFigures
 from celery_admin_runner.admin.links import run_page_url
+from celery_admin_runner.figures import Figures
 from celery_admin_runner.models import CeleryTask
-from celery_admin_runner.querysets import Figures
 from celery_admin_runner.registry import TaskInfo, matching
 from celery_admin_runner.runner import TaskRunner
 
 #: The columns that need figures, and by what they are sorted; None comes last.
 FIGURE_ORDERS: Mapping[str, Callable[[Figures], Any]] = {
-    "last_run": lambda figures: figures.last_run and figures.last_run.pk,
+    "last_run": lambda figures: (run := figures.last_run) and (run.created_at, run.pk),
     "runs": lambda figures: figures.runs,
     "failures": lambda figures: figures.failures,
     "typical_duration": lambda figures: figures.typical_duration,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from celery_admin_runner.querysets import Figures, TaskRunRecordQuerySet
+from celery_admin_runner.figures import Figures, figures_of
+from celery_admin_runner.querysets import TaskRunRecordQuerySet
 
-#: How far back runs, failures and durations count.
+#: How far back runs and failures count.
 WINDOW = timedelta(days=7)
-#: The figures of more tasks than this are asked for without naming them.
-MAX_NAMES = 500
 
 
 class TaskFigures:
@@ -26,9 +25,7 @@ class TaskFigures:
         """Ask for the figures of these tasks, as far as they are not known."""
         missing = [name for name in task_names if name not in self._known]
         if missing:
-            found = self._runs.figures_by_task(
-                since=self._since, task_names=missing if len(missing) <= MAX_NAMES else None
-            )
+            found = figures_of(missing, self._runs, since=self._since)
             self._known |= {name: found.get(name, Figures()) for name in missing}
 
     def of(self, task_name: str) -> Figures:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.contrib.admin.options import ShowFacets
 from django.http import HttpRequest
-from django.utils import timezone
+from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
@@ -147,18 +147,18 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         )
 
     @admin.display(description=_("Runs in 7 days"), ordering="runs")
-    def runs(self, task: CeleryTask) -> int:
-        """Show how often it was run of late."""
-        return task.figures.runs
+    def runs(self, task: CeleryTask) -> str:
+        """Show how often it was run of late: ``1,000+`` where nobody counted any further."""
+        return _number_text(task.figures.runs, has_more=task.figures.has_more_runs)
 
     @admin.display(description=_("Failures in 7 days"), ordering="failures")
-    def failures(self, task: CeleryTask) -> int:
-        """Show how many of these runs failed."""
-        return task.figures.failures
+    def failures(self, task: CeleryTask) -> str:
+        """Show how many of these runs failed; with ``+`` if there were too many to count."""
+        return _number_text(task.figures.failures, has_more=task.figures.has_more_failures)
 
     @admin.display(description=_("Typical duration"), ordering="typical_duration")
     def typical_duration(self, task: CeleryTask) -> str:
-        """Show the median duration of recent runs that succeeded."""
+        """Show the median duration of those of the latest runs that succeeded."""
         return display.duration_text(task.figures.typical_duration)
 
     @admin.display(description=_("Run"))
@@ -184,3 +184,9 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return badge
         url = links.record_address(self.admin_site, task_run)
         return format_html('<a href="{}">{}</a>', url, badge)
+
+
+def _number_text(number: int, *, has_more: bool) -> str:
+    """Write a number, and whether it is only what was counted."""
+    text = str(formats.number_format(number, force_grouping=has_more))
+    return f"{text}+" if has_more else text
