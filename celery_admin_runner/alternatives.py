@@ -41,6 +41,11 @@ class AlternativesQuerySet(models.QuerySet[Row]):
             chosen._parts = tuple(part.filter(each) for part in parts for each in conditions)
         return chosen
 
+    @property
+    def has_parts(self) -> bool:
+        """Tell whether several conditions are asked for one by one."""
+        return bool(self._parts)
+
     def rows(self, start: int, stop: int) -> list[Row]:
         """Return the rows from ``start`` on, before ``stop``, in the order of this set."""
         if not self._parts:
@@ -52,7 +57,7 @@ class AlternativesQuerySet(models.QuerySet[Row]):
         if self._parts:
             return len(self._keys(0, limit))
         # What they are sorted by stands in the index that finds them, which alone can answer.
-        name = next((name.lstrip("-") for name in self.query.order_by), "pk")
+        name = next((str(name).lstrip("-") for name in self.query.order_by), "pk")
         return self.order_by().values(name)[:limit].count()
 
     # What is asked of the whole is asked of its parts. Whatever else makes a set of this one
@@ -95,7 +100,7 @@ class AlternativesQuerySet(models.QuerySet[Row]):
 
         Django's own union can't cut off its parts on SQLite.
         """
-        order = self.query.order_by
+        order = [str(name) for name in self.query.order_by]
         names = [name.lstrip("-") for name in order]
         texts, values = [], []
         for number, part in enumerate(self._parts):

@@ -230,7 +230,8 @@ def test_the_page_has_a_fixed_number_of_queries_and_of_runs(client: Client) -> N
     with CaptureQueriesContext(connection) as for_many:
         page = client.get(url("runs", many.pk))
 
-    assert len(for_many) == len(for_few) <= 9
+    # Where one page holds all of them they are not counted.
+    assert len(for_many) == len(for_few) + 1 <= 9
     assert len(page.context["runs"]) == RUNS_PER_PAGE
     assert "?p=2" in page.text
     assert len(client.get(url("runs", many.pk), {"p": "2"}).context["runs"]) == 2

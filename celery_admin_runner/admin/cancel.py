@@ -114,8 +114,7 @@ class CancelAdmin(AskingAdmin):
     @admin.action(permissions=["cancel"], description=gettext_lazy("Cancel selected runs"))
     def cancel_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         """Show what will happen to which of the selected runs."""
-        number = queryset.count()
-        if not self.is_sane_number(request, number):
+        if not self.is_sane_number(request, queryset):
             return None
         runs = list(queryset.order_by("pk"))
         unfinished = [run for run in runs if not run.is_finished]

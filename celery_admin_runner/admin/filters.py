@@ -1,4 +1,4 @@
-"""The filters of the journal: each a question that an index answers, none a query of its own."""
+"""The filters of the journal: each a question that an index answers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from django.conf import settings
 from django.contrib.admin import ListFilter, ModelAdmin, SimpleListFilter
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
+from django.db.models import Q
 from django.forms import DateField, ValidationError
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from celery_admin_runner.admin.pages import AFTER, BEFORE
+from celery_admin_runner.admin.search import beginning_with
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import all_task_infos, celery_app
 from celery_admin_runner.states import KEPT, State
+from celery_admin_runner.states import UNFINISHED as UNFINISHED_STATES
 
 #: In the address, in place of a state: every state that is not the end.
 UNFINISHED = "unfinished"
@@ -53,7 +57,7 @@ class StateFilter(SimpleListFilter):
         if state is None:
             return queryset
         if state == UNFINISHED:
-            return queryset.unfinished()
+            return queryset.any_of([Q(state=each) for each in sorted(UNFINISHED_STATES)])
         if state == STALE_SCHEDULED:
             return queryset.stale_scheduled()
         return queryset.filter(state=_one_of(state, State.values))
@@ -156,7 +160,7 @@ class TypedFilter(ListFilter):
     @property
     def hidden_fields(self) -> list[tuple[str, str]]:
         """The other parameters of the page, for the form to keep."""
-        own = {*self.parameters, PAGE_VAR}
+        own = {*self.parameters, PAGE_VAR, BEFORE, AFTER}
         return [
             (name, value)
             for name, values in self.request.GET.lists()
@@ -223,7 +227,7 @@ class TaskFilter(TextFilter):
         if not self.value:
             return queryset
         if self.value.endswith("*"):
-            return queryset.filter(task_name__startswith=self.value[:-1])
+            return queryset.any_of(beginning_with(self.value[:-1], using=queryset.db))
         return queryset.of_task(self.value)
 
 

@@ -12,13 +12,15 @@ from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import PAGE_VAR
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
+from django.core.paginator import InvalidPage
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.admin import display, links
+from celery_admin_runner.admin.pages import RunPages
 from celery_admin_runner.admin.questions import QUESTIONS_CSS, AskingAdmin
 from celery_admin_runner.admin.run_views import RECENT_FIELDS, RecentRun, recent_run
 from celery_admin_runner.models import TaskRunRecord
@@ -138,8 +140,11 @@ class ObjectRuns(AskingAdmin):
         """Show the runs about an object that this user may see, the newest first."""
         obj = self.asked_object(request, object_id)
         runs = TaskRunRecord.objects.for_object(obj).visible_to(request.user)
-        paginator = Paginator(runs.only(*RECENT_FIELDS, "reason"), RUNS_PER_PAGE)
-        page = paginator.get_page(request.GET.get(PAGE_VAR, 1))
+        pages = RunPages(runs.only(*RECENT_FIELDS, "reason"), size=RUNS_PER_PAGE)
+        try:
+            page = pages.asked_for(request.GET)
+        except InvalidPage:
+            return redirect(self.runs_url(obj))
         is_in_journal = links.journal_url(self.admin_site, request) is not None
         return self.ask(
             request,
@@ -148,9 +153,8 @@ class ObjectRuns(AskingAdmin):
             original=self.crumb(obj, _("Runs")),
             object=obj,
             object_url=self.object_url(obj),
-            runs=list(self._shown(request, page, is_live=is_in_journal)),
+            runs=list(self._shown(request, page.runs, is_live=is_in_journal)),
             page=page,
-            page_range=paginator.get_elided_page_range(page.number),
             page_var=PAGE_VAR,
             live_list_url=(
                 links.model_url(self.admin_site, TaskRunRecord, "live_list")

@@ -104,7 +104,7 @@ class SelectedObjects(ObjectTasks):
         """Ask which task is to be run for the selected objects; None if there are too many."""
         if not self.may_run_any(request):
             raise PermissionDenied
-        if not self.is_sane_number(request, queryset.count()):
+        if not self.is_sane_number(request, queryset):
             return None
         return self._ask(request, list(queryset.order_by("pk")))
 

@@ -117,7 +117,7 @@ class MoveAdmin(AskingAdmin):
     )
     def run_selected_now(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         """Show which of the selected runs will be due at once."""
-        if not self.is_sane_number(request, queryset.count()):
+        if not self.is_sane_number(request, queryset):
             return None
         runs = list(queryset.order_by("pk"))
         items, left_out = self._parted(request, runs, _obstacle_now)
@@ -151,7 +151,7 @@ class MoveAdmin(AskingAdmin):
     @admin.action(permissions=["move"], description=gettext_lazy("Move selected scheduled runs"))
     def move_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         """Show which of the selected runs can be moved, and ask where."""
-        if not self.is_sane_number(request, queryset.count()):
+        if not self.is_sane_number(request, queryset):
             return None
         runs = list(queryset.order_by("pk"))
         return self._ask_to_move_selected(request, runs, _form(request, runs, is_shown=True))

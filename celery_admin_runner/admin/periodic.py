@@ -218,7 +218,7 @@ class PeriodicTaskRunMixin(AskingAdmin):
     @admin.action(permissions=["run"], description=gettext_lazy("Run selected tasks now"))
     def run_tasks(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         """Show which of the selected periodic tasks will be run, and with what."""
-        if not self.is_sane_number(request, queryset.count()):
+        if not self.is_sane_number(request, queryset):
             return None
         return self._ask_several(request, self._all_asked(request, queryset.order_by("pk")))
 

@@ -15,6 +15,7 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -26,6 +27,7 @@ from django.views.decorators.http import require_http_methods
 
 from celery_admin_runner.admin import display
 from celery_admin_runner.admin.links import model_url, record_address, record_url
+from celery_admin_runner.admin.pages import COUNT_MAX_OF_SEVERAL, Counted
 from celery_admin_runner.admin.sheets import Preview
 from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.forms.keys import run_key
@@ -85,14 +87,15 @@ class AskingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         runs = self.get_queryset(request).filter(pk__in=keys[:MAX_SELECTED])
         return list(runs.order_by("pk"))
 
-    def is_sane_number(self, request: HttpRequest, number: int) -> bool:
-        """Tell whether so many runs can be asked about at once; if not, say so."""
-        if number > MAX_SELECTED:
+    def is_sane_number(self, request: HttpRequest, selected: QuerySet[Any]) -> bool:
+        """Tell whether so many can be asked about at once; if not, say so."""
+        counted = Counted.of(selected, at_most=COUNT_MAX_OF_SEVERAL)
+        if counted.number > MAX_SELECTED:
             text = _("%(number)s are selected; at most %(limit)s can be taken at once.")
             self.message_user(
-                request, text % {"number": number, "limit": MAX_SELECTED}, messages.ERROR
+                request, text % {"number": counted, "limit": MAX_SELECTED}, messages.ERROR
             )
-        return number <= MAX_SELECTED
+        return counted.number <= MAX_SELECTED
 
     def protected(
         self, view: Callable[..., HttpResponse], methods: Sequence[str]

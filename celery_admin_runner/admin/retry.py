@@ -159,7 +159,7 @@ class RetryAdmin(AskingAdmin):
         """Show which of the selected runs will be run again, and with what."""
         # The list reads no large columns; what will be sent is one of them.
         runs = queryset.defer(None).defer("whole_result")
-        if not self.is_sane_number(request, runs.count()):
+        if not self.is_sane_number(request, runs):
             return None
         return self._ask_selected(request, list(runs.order_by("pk")))
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import Model, Q
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as of_admin
 from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from celery_admin_runner.admin import display, filters
@@ -20,9 +23,12 @@ from celery_admin_runner.admin.export import RunExportMixin
 from celery_admin_runner.admin.links import run_page_url
 from celery_admin_runner.admin.live import RunLiveMixin
 from celery_admin_runner.admin.move import MoveAdmin
+from celery_admin_runner.admin.pages import NEWEST_FIRST, CappedPaginator
 from celery_admin_runner.admin.questions import QUESTIONS_CSS, key_of
 from celery_admin_runner.admin.retry import RetryAdmin, obstacle_of
+from celery_admin_runner.admin.run_list import RunChangeList
 from celery_admin_runner.admin.run_page import RunFields, has_content, links_of
+from celery_admin_runner.admin.search import found
 from celery_admin_runner.admin.send_again import SendAgainAdmin, shown_doubt
 from celery_admin_runner.exceptions import TaskNotFound
 from celery_admin_runner.models import CeleryTask, TaskRunRecord
@@ -31,25 +37,6 @@ from celery_admin_runner.registry import get_task_info
 from celery_admin_runner.runner import RUN_PERMISSION, TaskRunner
 from celery_admin_runner.scheduling import obstacle
 from celery_admin_runner.states import KEPT, State
-
-#: Columns that may be large and that no list shows.
-LARGE_FIELDS = (
-    *("args", "kwargs", "options", "result", "whole_result", "children"),
-    *("exception", "traceback", "publish_error"),
-)
-
-
-class RunChangeList(ChangeList):
-    """The list of runs, which reads only what it shows."""
-
-    def get_queryset(self, *args: Any, **kwargs: Any) -> TaskRunRecordQuerySet:
-        """Return the runs of the page's search and filters without their large columns."""
-        return super().get_queryset(*args, **kwargs).defer(*LARGE_FIELDS)  # type: ignore[return-value]
-
-    def get_ordering_field(self, field_name: Any) -> Any:
-        """Return what a column sorts by: nothing for a column that no index serves."""
-        sortable = self.sortable_by is None or field_name in self.sortable_by
-        return super().get_ordering_field(field_name) if sortable else None
 
 
 class TaskRunRecordAdmin(
@@ -71,13 +58,14 @@ class TaskRunRecordAdmin(
         filters.PeriodicFilter,
         filters.CreatedFilter,
     )
-    #: Only the order of the primary key, which is the order of creation, is an index of its own.
+    #: Each index of the journal ends with the moment of creation.
     sortable_by = ("created",)
-    ordering = ("-id",)
+    ordering = NEWEST_FIRST
     search_fields = ("task_id", "task_name", "run_by_name")
     search_help_text = gettext_lazy("A task id, the beginning of a task's name, or a user name.")
     list_per_page = 100
     show_full_result_count = False
+    paginator = CappedPaginator
     show_facets = admin.ShowFacets.NEVER
     actions: Any = (
         "run_selected_again",
@@ -108,10 +96,14 @@ class TaskRunRecordAdmin(
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Tell whether the user sees all runs, or runs tasks and so sees his or her own."""
-        if super().has_view_permission(request, obj):
+        if self.sees_all_runs(request):
             return True
         is_own = obj is None or obj.run_by_id == request.user.pk
         return is_own and request.user.has_perm(RUN_PERMISSION)
+
+    def sees_all_runs(self, request: HttpRequest) -> bool:
+        """Tell whether the user sees the runs of others too."""
+        return super().has_view_permission(request)
 
     def get_queryset(self, request: HttpRequest) -> TaskRunRecordQuerySet:
         """Return the runs that the user may see: the base of every page, search and export."""
@@ -139,11 +131,19 @@ class TaskRunRecordAdmin(
         """Find every word as a task id, the beginning of a task's name, or a user name."""
         if request.resolver_match and request.resolver_match.url_name == "autocomplete":
             return found_to_wait_for(queryset, search_term), False
-        for word in search_term.split():
-            queryset = queryset.filter(
-                Q(task_id=word) | Q(task_name__startswith=word) | Q(run_by_name=word)
-            )
-        return queryset, False
+        # What a word is must be known before runs are asked for: see ``search``.
+        return found(queryset, search_term.split()), False
+
+    @admin.display(description="")
+    def action_checkbox(self, run: TaskRunRecord) -> SafeString:
+        """Show the box that selects a run: admin's own, without a template for each."""
+        label = format_html(of_admin("Select this object for an action - {}"), str(run))
+        return format_html(
+            '<input type="checkbox" name="{}" value="{}" class="action-select" aria-label="{}">',
+            ACTION_CHECKBOX_NAME,
+            str(run.pk),
+            label,
+        )
 
     @admin.display(description=pgettext_lazy("of a run", "state"))
     def state_column(self, run: TaskRunRecord) -> SafeString:
@@ -155,7 +155,7 @@ class TaskRunRecordAdmin(
         """Show who asked for it."""
         return display.user_text(run)
 
-    @admin.display(description=gettext_lazy("created"), ordering="id")
+    @admin.display(description=gettext_lazy("created"), ordering="created_at")
     def created(self, run: TaskRunRecord) -> str:
         """Show when it was asked for."""
         return display.time_text(run.created_at)
