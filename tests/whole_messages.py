@@ -59,7 +59,7 @@ class Transport(filesystem.Transport):
 
     Channel = Channel
     #: How often a reader looks for messages, in seconds. kombu looks once in a second.
-    polling_interval = 0.05
+    polling_interval = 0.1
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Wait for a message; a worker that is to end is not kept waiting for long.
