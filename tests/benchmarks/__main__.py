@@ -11,16 +11,29 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from tests.benchmarks import calls, live, prune, scheduled, task_list, worker
+from tests.benchmarks import (
+    calls,
+    indexes,
+    live,
+    pages,
+    prune,
+    scheduled,
+    startup,
+    task_list,
+    worker,
+)
 from tests.benchmarks.measuring import Benchmark, Figure, as_json, as_line, as_markdown, say
 
 BENCHMARKS: dict[str, Benchmark] = {
     "calls": calls,
+    "indexes": indexes,
     "live": live,
+    "pages": pages,
     "prune": prune,
     "scheduled": scheduled,
     "task_list": task_list,
     "worker": worker,
+    "startup": startup,
 }
 
 
