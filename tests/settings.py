@@ -139,3 +139,5 @@ CELERY_ADMIN_RUNNER = {
     "PRUNE_ON_STARTUP": "TEST_PRUNE_ON_STARTUP" in os.environ,
     "WEBSOCKET_URL": os.environ.get("TEST_WEBSOCKET_URL", ""),
 }
+if "TEST_OUTPUT_MAX_BYTES" in os.environ:
+    CELERY_ADMIN_RUNNER["OUTPUT_MAX_BYTES"] = int(os.environ["TEST_OUTPUT_MAX_BYTES"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,14 @@ def _statements() -> tuple[Any, str, str, dict[str, Any]]:
     ended = f"finished_at = {quote('created_at')}"
     update = f"UPDATE {table} SET state = %s, {ended} WHERE task_id = %s"
     return connection, insert, update, values
+
+
+@shared_task(ignore_result=True)
+def print_lines(path: str, number: int) -> None:
+    """Write down the time, then print so many lines."""
+    tell_time(path)
+    for n in range(number):
+        sys.stdout.write(f"{n:7} of {number} orders were sent to their customers by mail\n")
 
 
 @shared_task(ignore_result=True)
