@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, TextIO
+from typing import IO, TextIO
 
 from django.db import router
 
@@ -18,8 +18,8 @@ from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.retention import Selection, batches, delete
 
-#: Writes runs into a file, below one line of headings; returns how many runs.
-Writer = Callable[[TaskRunRecordQuerySet, Any], int]
+#: Writes the runs of some querysets into a file, below one line of headings; returns how many.
+Writer = Callable[[Iterable[TaskRunRecordQuerySet], TextIO], int]
 #: How many runs are read for the archive by one query: SQLite can't be asked for many more.
 PAGE_SIZE = 1000
 
@@ -43,10 +43,13 @@ def archive_and_prune(
 def _write_archive(selection: Selection, file: TextIO, keys: IO[bytes], *, write: Writer) -> None:
     """Write the runs of ``selection`` into ``file``, and their primary keys into ``keys``."""
     runs = TaskRunRecord.objects.using(router.db_for_write(TaskRunRecord))
-    write(runs.none(), file)
-    for pks in batches(selection, batch_size=PAGE_SIZE, newest_first=True):
-        write(runs.filter(pk__in=pks), _WithoutHeadings(file))
-        keys.write(array("q", pks).tobytes())
+
+    def parts() -> Iterator[TaskRunRecordQuerySet]:
+        for pks in batches(selection, batch_size=PAGE_SIZE, newest_first=True):
+            keys.write(array("q", pks).tobytes())
+            yield runs.filter(pk__in=pks)
+
+    write(parts(), file)
 
 
 def _read_keys(keys: IO[bytes], size: int) -> Iterator[list[int]]:
@@ -88,18 +91,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-class _WithoutHeadings:
-    """Passes on to a file what is written, but for its first line."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._is_first_line = True
-
-    def write(self, text: str) -> None:
-        """Write ``text``, or what follows its first line."""
-        if self._is_first_line:
-            _, line_end, text = text.partition("\n")
-            self._is_first_line = not line_end
-        self._file.write(text)

@@ -24,6 +24,8 @@ FORCED, SHORTENED = "forced_json", "shortened"
 MAX_DEPTH = 30
 #: The types that mean the same in JSON and in Python.
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+#: ``json.dumps`` with these options makes an encoder for each call.
+_write_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class ForeignCode:
@@ -133,6 +135,15 @@ def readable(plain: Any) -> Any:
 def readable_text(plain: Any, *, indent: int | None = None) -> str:
     """Return plain JSON data as text for people to read."""
     return json.dumps(readable(plain), ensure_ascii=False, indent=indent, default=str)
+
+
+def readable_json(text: str) -> str | None:
+    """Return JSON as ``readable_text`` writes its value; None for "null"."""
+    plain = json.loads(text)
+    if plain is None:
+        return None
+    # An envelope's key may be written with escapes.
+    return _write_json(readable(plain) if "__type__" in text or "\\u" in text else plain)
 
 
 def text_of(value: Any) -> str:

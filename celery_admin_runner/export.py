@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TextIO
 
 from django.contrib.contenttypes.models import ContentType
-from django.db.models import DateTimeField, JSONField
+from django.db import connections
+from django.db.models import Q, Sum, TextField
+from django.db.models.functions import Cast, Coalesce, Length
 from django.utils import timezone
 from import_export.fields import Field
 from import_export.resources import ModelResource
 
+from celery_admin_runner.cells import (
+    JSON_COLUMNS,
+    TIME_COLUMNS,
+    WIDE_COLUMNS,
+    Cell,
+    Column,
+    Key,
+    Page,
+    column_of,
+    csv_text,
+    escape_formula,
+    paths_of,
+    rows_of,
+    utc_text,
+)
+from celery_admin_runner.copying import can_copy, copied
 from celery_admin_runner.encoding import readable_text
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
@@ -55,14 +71,13 @@ EXPORT_FIELDS: tuple[str, ...] = (
     "exception",
     "traceback",
 )
-#: A spreadsheet takes a text that begins so for a formula, and runs it.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-#: Rows of the first batch, before it is known how wide they are.
-FIRST_BATCH_SIZE = 100
+#: Rows of the first batch, before it is known how wide they are, and most rows of a batch.
+FIRST_BATCH_SIZE, BATCH_SIZE = 100, 5000
 #: Characters of a batch that the next ones aim at, so that memory stays the same for wide rows.
-BATCH_CHARACTERS = 2 * 1024 * 1024
+BATCH_CHARACTERS = 1024 * 1024
 
-Cell = str | int | float | None
+#: Reads so many of the runs at most, from the newest on.
+Read = Callable[[TaskRunRecordQuerySet, int], Page]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +88,19 @@ class CsvBatch:
     rows: int
 
 
-def write_csv(queryset: TaskRunRecordQuerySet, file: TextIO) -> int:
-    """Write the runs as CSV to ``file`` and return how many; open it with ``newline=""``."""
+def write_csv(parts: Iterable[TaskRunRecordQuerySet], file: TextIO) -> int:
+    """Write the runs of each part as CSV to ``file`` and return how many.
+
+    Open the file with ``newline=""``. The parts are all of the same database.
+    """
+    resource = TaskRunRecordResource()
+    file.write(_headings(resource).text)
     rows = 0
-    for batch in csv_batches(queryset, TaskRunRecordResource()):
-        file.write(batch.text)
-        rows += batch.rows
+    pace = _Pace(most=BATCH_SIZE)
+    for runs in parts:
+        for batch in _batches(runs, _reader(runs.db, resource), pace):
+            file.write(batch.text)
+            rows += batch.rows
     return rows
 
 
@@ -87,55 +109,147 @@ def csv_batches(
     resource: ModelResource,
     fields: Sequence[str] | None = None,
     *,
-    batch_size: int = 2000,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[CsvBatch]:
     """Yield the header, then the runs in batches of at most ``batch_size``, newest first.
 
     Times are ISO 8601 in UTC, durations seconds, JSON is text without envelopes.
 
-    Each batch is one query by primary key, so that no database, client or cursor
-    holds the whole answer, and no transaction stays open while a client reads.
+    Each batch is one query from where the one before ended, so that no database, client or
+    cursor holds the whole answer, and no transaction stays open while a client reads.
     ``fields`` None: all of the resource.
     """
-    columns = resource.get_export_fields(fields)
-    yield CsvBatch(text=_csv_text([resource.get_export_headers(fields)]), rows=0)
-    runs = for_export(queryset)
-    size = min(batch_size, FIRST_BATCH_SIZE)
-    batch = list(runs[:size])
-    while batch:
-        text = _csv_text(
-            [escape_formula(resource.export_field(column, run)) for column in columns]
-            for run in batch
-        )
-        yield CsvBatch(text=text, rows=len(batch))
-        size = max(1, min(batch_size, len(batch) * BATCH_CHARACTERS // len(text)))
-        batch = list(runs.filter(pk__lt=batch[-1].pk)[:size])
+    yield _headings(resource, fields)
+    # Of several replicas the same one answers, for all the batches.
+    runs = queryset.using(queryset.db)
+    yield from _batches(runs, _reader(runs.db, resource, fields), _Pace(most=batch_size))
 
 
 def for_export(queryset: TaskRunRecordQuerySet) -> TaskRunRecordQuerySet:
     """Return the runs with all that their cells need, newest first."""
     runs = queryset.defer(None).defer("whole_result", "children")
-    return runs.select_related("cancel_requested_by").order_by("-pk")
+    return runs.select_related("cancel_requested_by").order_by("-created_at", "-pk")
 
 
-def escape_formula(cell: Cell) -> Cell:
-    """Return the cell so that no spreadsheet takes it for a formula: a text, as it says."""
-    if isinstance(cell, str) and cell.startswith(FORMULA_STARTS):
-        return f"'{cell}"
-    return cell
+def plain_columns(
+    resource: ModelResource, fields: Sequence[str] | None = None
+) -> list[Column] | None:
+    """Return the columns that a resource exports, if it leaves their cells to us; else None.
 
-
-def _csv_text(rows: Iterable[Sequence[Cell]]) -> str:
-    file = io.StringIO()
-    csv.writer(file).writerows(rows)
-    return file.getvalue()
-
-
-def _utc_text(moment: datetime | None) -> str | None:
-    if moment is None:
+    A subclass of TaskRunRecordResource may have fields of another class, or more methods that
+    make a cell, or one that makes all. Then each run is read whole, and the resource asked.
+    """
+    if type(resource).export_field is not ModelResource.export_field:
         return None
-    aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
-    return aware.astimezone(UTC).isoformat()
+    columns: list[Column] = []
+    for field in resource.get_export_fields(fields):
+        column = column_of(field.column_name) if type(field) is RunColumn else None
+        if column is None or _is_dehydrated(resource, field):
+            return None
+        columns.append(column)
+    return columns
+
+
+def _is_dehydrated(resource: ModelResource, field: Field) -> bool:
+    method = field.get_dehydrate_method(resource.get_field_name(field))
+    return callable(method) or hasattr(resource, method)
+
+
+@dataclass(kw_only=True)
+class _Pace:
+    """How many runs the next batch reads: as many as fit, as wide as the last ones were."""
+
+    most: int
+    size: int = FIRST_BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        self.size = min(self.size, self.most)
+
+    def follow(self, page: Page) -> None:
+        self.size = max(1, min(self.most, page.rows * BATCH_CHARACTERS // len(page.text)))
+
+
+def _headings(resource: ModelResource, fields: Sequence[str] | None = None) -> CsvBatch:
+    return CsvBatch(text=csv_text([resource.get_export_headers(fields)]), rows=0)
+
+
+def _reader(using: str, resource: ModelResource, fields: Sequence[str] | None = None) -> Read:
+    """Return what reads runs the fastest: the database, Python, or the resource one by one."""
+    columns = plain_columns(resource, fields)
+    if columns is None:
+        return partial(_read_by_resource, resource=resource, fields=fields)
+    if can_copy(using, columns):
+        return partial(copied, columns=columns, enough=BATCH_CHARACTERS)
+    return partial(_read_plainly, columns=columns)
+
+
+def _batches(runs: TaskRunRecordQuerySet, read: Read, pace: _Pace) -> Iterator[CsvBatch]:
+    """Yield the runs, newest first, by one query a batch."""
+    runs = for_export(runs)
+    rest = runs
+    while True:
+        page = read(rest, pace.size)
+        if page.rows:
+            yield CsvBatch(text=page.text, rows=page.rows)
+            pace.follow(page)
+        if page.is_end or page.last is None:
+            return
+        rest = runs.filter(_beyond(page.last, runs.db))
+
+
+def _beyond(key: Key, using: str) -> Q:
+    """Return the condition that a run stands below this place, for an index on the time."""
+    created_at, pk = key
+    if timezone.is_naive(created_at) and connections[using].features.supports_timezones:
+        # Once a year a naive time is two moments; which of the two, it knows itself ("fold").
+        created_at = timezone.make_aware(created_at, timezone.get_default_timezone())
+    return Q(created_at__lte=created_at) & (Q(created_at__lt=created_at) | Q(pk__lt=pk))
+
+
+def _read_plainly(
+    runs: TaskRunRecordQuerySet, size: int, *, columns: Sequence[Column]
+) -> Page:
+    size = _affordable(runs, size, WIDE_COLUMNS.intersection(paths_of(columns)))
+    keys, rows = rows_of(runs[:size], columns)
+    return _page(keys, rows, size)
+
+
+def _read_by_resource(
+    runs: TaskRunRecordQuerySet,
+    size: int,
+    *,
+    resource: ModelResource,
+    fields: Sequence[str] | None,
+) -> Page:
+    size = _affordable(runs, size, WIDE_COLUMNS.intersection(EXPORT_FIELDS))
+    columns = resource.get_export_fields(fields)
+    read = list(runs[:size])
+    rows = [
+        [escape_formula(resource.export_field(column, run)) for column in columns] for run in read
+    ]
+    return _page([(run.created_at, run.pk) for run in read], rows, size)
+
+
+def _page(keys: Sequence[Key], rows: Sequence[Sequence[Cell]], size: int) -> Page:
+    last = keys[-1] if keys else None
+    return Page(text=csv_text(rows), rows=len(rows), last=last, is_end=len(rows) < size)
+
+
+def _affordable(runs: TaskRunRecordQuerySet, size: int, wide: Iterable[str]) -> int:
+    """Return how many of the runs to read, ``size`` at most, for their texts to fit into memory.
+
+    The database is asked how long they are: among narrow runs may be thousands of wide ones.
+    """
+    lengths = [Coalesce(Length(Cast(name, TextField())), 0) for name in sorted(wide)]
+    if not lengths:
+        return size
+    measured = runs.annotate(_length=sum(lengths[1:], start=lengths[0])).values("_length")
+    while size > 1:
+        length = measured[:size].aggregate(Sum("_length"))["_length__sum"] or 0
+        if length <= 2 * BATCH_CHARACTERS:
+            break
+        size = max(1, size * BATCH_CHARACTERS // length)
+    return size
 
 
 def _seconds(run: TaskRunRecord) -> float | None:
@@ -169,21 +283,11 @@ def cell_of(run: TaskRunRecord, name: str) -> Cell:
     if special is not None:
         return special(run)
     value = getattr(run, name)
-    if name in _JSON_COLUMNS:
+    if name in JSON_COLUMNS:
         return None if value is None else readable_text(value)
-    if name in _TIME_COLUMNS:
-        return _utc_text(value)
+    if name in TIME_COLUMNS:
+        return utc_text(value)
     return value  # type: ignore[no-any-return]
-
-
-def _columns_of(kind: type[Any]) -> frozenset[str]:
-    return frozenset(
-        field.name for field in TaskRunRecord._meta.get_fields() if isinstance(field, kind)
-    )
-
-
-_JSON_COLUMNS = _columns_of(JSONField)
-_TIME_COLUMNS = _columns_of(DateTimeField)
 
 
 class RunColumn(Field):  # type: ignore[misc]

@@ -180,7 +180,8 @@ class RunExportMixin(ExportActionMixin):  # type: ignore[misc]
         form = self._export_form(request, data=request.POST or None)
         if form.is_valid():
             if SELECTION in request.POST:
-                runs = self.get_queryset(request).filter(pk__in=form.cleaned_data[SELECTION])
+                selection = [run.pk for run in form.cleaned_data[SELECTION]]
+                runs = self.get_queryset(request).filter(pk__in=selection)
             file_format = self.get_export_formats()[int(form.cleaned_data["format"])]()
             try:
                 return self._do_file_export(file_format, request, runs, export_form=form)
