@@ -13,8 +13,10 @@ from pathlib import Path
 
 from tests.benchmarks import (
     calls,
+    dispatch,
     indexes,
     live,
+    many,
     output,
     pages,
     prune,
@@ -27,8 +29,10 @@ from tests.benchmarks.measuring import Benchmark, Figure, as_json, as_line, as_m
 
 BENCHMARKS: dict[str, Benchmark] = {
     "calls": calls,
+    "dispatch": dispatch,
     "indexes": indexes,
     "live": live,
+    "many": many,
     "output": output,
     "pages": pages,
     "prune": prune,
