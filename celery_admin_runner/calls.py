@@ -75,6 +75,23 @@ class InvalidCall(InvalidArguments):
         super().__init__(errors)
 
 
+class InvalidCalls(InvalidArguments):
+    """Some of many calls do not fit; ``calls`` has the error of each, by its place from 0 on.
+
+    ``errors`` names them: ``"3.amount"``, or ``"3"`` for what belongs to no single parameter.
+    """
+
+    def __init__(self, calls: Mapping[int, InvalidArguments]) -> None:
+        self.calls = dict(calls)
+        super().__init__(
+            {
+                str(number) if name == ALL else f"{number}.{name}": texts
+                for number, error in calls.items()
+                for name, texts in error.errors.items()
+            }
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """The arguments of one run."""

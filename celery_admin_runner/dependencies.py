@@ -62,10 +62,10 @@ def awaited(depends_on: Any) -> list[TaskRunRecord]:
     return list({run.pk: run for run in runs}.values())
 
 
-def record_waiting(run: TaskRunRecord, others: Iterable[TaskRunRecord]) -> None:
-    """Write the row of a new run that waits for others; a transaction.
+def record_waiting(runs: Sequence[TaskRunRecord], others: Iterable[TaskRunRecord]) -> None:
+    """Write the rows of new runs that each wait for the same others; a transaction.
 
-    They are kept from being pruned until it ends. Raises InvalidArguments if one is gone.
+    These are kept from being pruned until they end. Raises InvalidArguments if one is gone.
     """
     using = str(router.db_for_write(TaskRunRecord))
     pks = [other.pk for other in others]
@@ -73,12 +73,12 @@ def record_waiting(run: TaskRunRecord, others: Iterable[TaskRunRecord]) -> None:
         if connections[using].features.has_select_for_update:
             # While we wait for them nobody waits for us.
             pks = _keep(pks, using)
-            insertion.insert([run], using=using)
+            insertion.insert(runs, using=using)
         else:
             # Who has only read before may not write any more.
-            insertion.insert([run], using=using)
+            insertion.insert(runs, using=using)
             pks = _keep(pks, using)
-        _link(run, pks, using)
+        _link(runs, pks, using)
 
 
 def await_more(run: TaskRunRecord, others: Iterable[TaskRunRecord], *, now: datetime) -> None:
@@ -98,7 +98,7 @@ def await_more(run: TaskRunRecord, others: Iterable[TaskRunRecord], *, now: date
         _refuse_circles(run.pk, pks, using)
         links = TaskRunRecord.depends_on.through._base_manager.using(using)
         known = links.filter(from_taskrunrecord=run).values_list("to_taskrunrecord_id", flat=True)
-        _link(run, sorted(set(pks) - set(known)), using)
+        _link([run], sorted(set(pks) - set(known)), using)
 
 
 def _keep(pks: Sequence[int], using: str) -> list[int]:
@@ -121,14 +121,16 @@ def _keep(pks: Sequence[int], using: str) -> list[int]:
     return kept
 
 
-def _link(run: TaskRunRecord, pks: Sequence[int], using: str) -> None:
-    """Write down that a run waits for these."""
+def _link(runs: Sequence[TaskRunRecord], pks: Sequence[int], using: str) -> None:
+    """Write down that each of these runs waits for these."""
     through = TaskRunRecord.depends_on.through
     through._base_manager.using(using).bulk_create(
-        through(from_taskrunrecord_id=run.pk, to_taskrunrecord_id=pk) for pk in pks
+        through(from_taskrunrecord_id=run.pk, to_taskrunrecord_id=pk)
+        for run in runs
+        for pk in pks
     )
     OpenDependency.objects.using(using).bulk_create(
-        OpenDependency(dependent_id=run.pk, dependency_id=pk) for pk in pks
+        OpenDependency(dependent_id=run.pk, dependency_id=pk) for run in runs for pk in pks
     )
 
 
@@ -160,14 +162,14 @@ def settle(runs: Iterable[TaskRunRecord], now: datetime | None = None) -> int:
     return _settle({run.pk for run in runs}, timezone.now() if now is None else now)
 
 
-def settle_on_commit(run: TaskRunRecord) -> None:
-    """Look then what became of all that the run waits for: that may have ended before.
+def settle_on_commit(runs: Sequence[TaskRunRecord]) -> None:
+    """Look then what became of all that these runs wait for: that may have ended before.
 
     An error of the database is only logged: the dispatchers look too.
     """
 
     def settle_it() -> None:
-        settle([run])
+        settle(runs)
 
     using = str(router.db_for_write(TaskRunRecord))
     transaction.on_commit(settle_it, using=using, robust=True)

@@ -100,14 +100,47 @@ def keep_claim(run: TaskRunRecord) -> bool:
     It becomes old in a transaction that is committed long after its row was made.
     """
     now = timezone.now()
-    is_young = run.claimed_at is not None and now - run.claimed_at < CLAIM_LASTS / 2
-    if is_young and run.state == State.UNSENT:
+    if _is_young(run, now) and run.state == State.UNSENT:
         return True
     mine = _claimed(run).in_state([State.UNSENT])
     if mine.update(claimed_at=now):
         return True
     _end_cancelled(run)
     return False
+
+
+def _is_young(run: TaskRunRecord, now: datetime) -> bool:
+    return run.claimed_at is not None and now - run.claimed_at < CLAIM_LASTS / 2
+
+
+def keep_claims(
+    runs: Sequence[TaskRunRecord], number: int, *, must_look: bool
+) -> Sequence[TaskRunRecord]:
+    """Return those of these unsent runs that can be sent: their claims, made together, stand.
+
+    Old claims are all prolonged. Young ones are looked at if ``must_look``: those of the first
+    ``number`` runs. As by ``keep_claim``, what was asked to stop meanwhile ends.
+    """
+    now = timezone.now()
+    if not _is_young(runs[-1], now):
+        parts = [runs[start : start + number] for start in range(0, len(runs), number)]
+        return [run for part in parts for run in _kept(part, now, must_prolong=True)]
+    return [*_kept(runs[:number], now), *runs[number:]] if must_look else runs
+
+
+def _kept(
+    runs: Sequence[TaskRunRecord], now: datetime, *, must_prolong: bool = False
+) -> Sequence[TaskRunRecord]:
+    mine = _claimed_together(runs).in_state([State.UNSENT])
+    if must_prolong:
+        mine.update(claimed_at=now)
+        for run in runs:
+            run.claimed_at = now
+    keys = set(mine.values_list("pk", flat=True))
+    if len(keys) == len(runs):
+        return runs
+    _without_cancelled(runs)
+    return [run for run in runs if run.pk in keys]
 
 
 def publish(
@@ -261,6 +294,31 @@ def record_failure(run: TaskRunRecord, text: str, *, may_be_out: bool = False) -
         return
     for name, value in fields.items():
         setattr(run, name, value)
+
+
+def record_failures(
+    runs: Sequence[TaskRunRecord], text: str, *, may_be_out: bool = False
+) -> None:
+    """Keep why unsent runs that were claimed together were not sent, as ``record_failure``."""
+    fields = _failure(runs[0], text, may_be_out=may_be_out)
+    failed = _claimed_together(runs).in_state([State.UNSENT]).update(**fields)
+    for run in runs if failed == len(runs) else _without_cancelled(runs):
+        for name, value in fields.items():
+            setattr(run, name, value)
+
+
+def _without_cancelled(runs: Sequence[TaskRunRecord]) -> Sequence[TaskRunRecord]:
+    """End those of these that were asked to stop; return those that are unsent.
+
+    The others are read again.
+    """
+    _end_cancelled_together(runs, timezone.now())
+    rows = journal().filter(pk__in=[run.pk for run in runs]).in_state([State.UNSENT])
+    unsent = set(rows.values_list("pk", flat=True))
+    for run in runs:
+        if run.pk not in unsent:
+            _read_again(run)
+    return [run for run in runs if run.pk in unsent]
 
 
 def _failure(run: TaskRunRecord, text: str, *, may_be_out: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -17,12 +16,13 @@ from django.contrib.auth import get_user_model
 from django.db import close_old_connections, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
+from kombu.messaging import Producer
 
 from celery_admin_runner import dependencies, recording
 from celery_admin_runner.attempts import Attempt
+from celery_admin_runner.batches import BATCH_SIZE, CLAIM_SERVES, Batch
 from celery_admin_runner.broker import BrokerAway, Outlet, open_outlet
 from celery_admin_runner.dispatch import (
-    CLAIM_LASTS,
     claim_due,
     give_back,
     is_anything_due,
@@ -43,8 +43,6 @@ from celery_admin_runner.states import State
 
 logger = logging.getLogger("celery_admin_runner")
 
-#: So many runs are claimed, sent and marked together.
-BATCH_SIZE = 200
 #: Each pass asks what has finished since so long before the last one: clocks differ, reports
 #: are committed later than they say. And now and then for whatever that overlooked.
 LOOK_BACK = timedelta(seconds=10)
@@ -53,9 +51,6 @@ SWEEP_EVERY = timedelta(minutes=1)
 LONGEST_PAUSE = 30.0
 #: So long a batch is sent, in seconds; what is left is given back.
 BATCH_LASTS = 5.0
-#: And nothing is sent so long after it was claimed, in seconds, whatever this process was busy
-#: with: others take it for left behind after a minute (``dispatch.CLAIM_LASTS``).
-CLAIM_SERVES = CLAIM_LASTS.total_seconds() / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,73 +216,43 @@ class _Batch:
         self.app = app
         self.outlet = outlet
         self.runs = runs
+        self.batch = Batch(outlet, (), self._post)
         #: By the monotonic clock, and from before the database was asked.
         self.claimed_at = claimed_at
         self.expired: list[TaskRunRecord] = []
-        self.written: list[TaskRunRecord] = []
-        #: Of those the ones that the broker has, as ``mark`` found.
+        #: Those that the broker has, as ``mark`` found.
         self.sent: list[TaskRunRecord] = []
-        self.refused: dict[str, str] = {}
-        self.unclear: dict[str, str] = {}
 
     def send(self, now: datetime) -> None:
         """Send the runs, as far as time and broker allow; raises BrokerAway."""
-        end = min(monotonic() + BATCH_LASTS, self.claimed_at + CLAIM_SERVES)
-        outlet = self.outlet
-        outlet.refused, outlet.unclear = self.refused, self.unclear
-        try:
-            for run in self.runs:
-                if monotonic() > end:
-                    break
-                if run.expires_at is not None and run.expires_at <= now:
-                    self.expired.append(run)
-                else:
-                    self._send(run)
-            outlet.finish()
-        finally:
-            outlet.give_up()
+        self.expired = [
+            run for run in self.runs if run.expires_at is not None and run.expires_at <= now
+        ]
+        expired = {run.pk for run in self.expired}
+        lasting = [run for run in self.runs if run.pk not in expired]
+        self.batch = Batch(self.outlet, lasting, self._post)
+        self.batch.send(min(monotonic() + BATCH_LASTS, self.claimed_at + CLAIM_SERVES))
 
     def mark(self, now: datetime) -> Dispatched:
         """Write down what became of each run; raises DatabaseError."""
-        not_sent = self.refused.keys() | self.unclear.keys()
-        self.sent = [run for run in self.written if run.task_id not in not_sent]
-        failed = [run for run in self.runs if run.task_id in not_sent]
+        self.sent, alike = self.batch.sent, self.batch.failed
+        failed = [run for runs in alike.values() for run in runs]
         settled = {run.pk for run in (*self.sent, *failed, *self.expired)}
         rest = [run for run in self.runs if run.pk not in settled]
         if self.sent:
             record_sent(self.sent, now)
         if self.expired:
             record_expired(self.expired, now)
-        # In one statement what ended alike: all may have been for a queue that nobody knows.
-        alike: dict[tuple[str, bool], list[TaskRunRecord]] = defaultdict(list)
-        for run in failed:
-            alike[self._failure_of(run)].append(run)
         for (text, may_be_out), runs in alike.items():
             record_unsent(runs, text, now, may_be_out=may_be_out)
         given_back = give_back(rest, now) if rest else 0
         return Dispatched(sent=len(self.sent), failed=len(failed), given_back=given_back)
 
-    def _send(self, run: TaskRunRecord) -> None:
-        self.outlet.begin(run.task_id)
-        attempt = Attempt()
-        with attempt:
-            self._post(run)
-        if attempt.error is None:
-            self.written.append(run)
-            self.outlet.posted()
-        else:
-            self.outlet.failed(attempt.error)
-
-    def _post(self, run: TaskRunRecord) -> None:
+    def _post(self, run: TaskRunRecord, producer: Producer) -> None:
         task = self.app.tasks.get(run.task_name)
         if task is None:
             raise TaskNotFound(run.task_name)
-        post(task, run, kept_message(run), self.outlet.producer, retry=False, is_awaited=False)
-
-    def _failure_of(self, run: TaskRunRecord) -> tuple[str, bool]:
-        """Return why a run was not sent, and whether it may be out all the same."""
-        may_be_out = run.task_id in self.unclear
-        return (self.unclear if may_be_out else self.refused)[run.task_id], may_be_out
+        post(task, run, kept_message(run), producer, retry=False, is_awaited=False)
 
 
 def _connection() -> BaseDatabaseWrapper:

@@ -82,13 +82,13 @@ class InvalidArguments(CeleryAdminRunnerError):
 class AlreadyActive(InvalidArguments):
     """The same call of a unique task is active already; ``run`` is its run.
 
-    The message does not name it: who reads it may not see that run.
+    The message does not name it: who reads it may not see that run. ``call`` is which of many
+    calls it is.
     """
 
-    def __init__(self, run: TaskRunRecord) -> None:
-        super().__init__(
-            {ALL: [_("This task is active with the same arguments already, and runs only once.")]}
-        )
+    def __init__(self, run: TaskRunRecord, call: str = ALL) -> None:
+        text = _("This task is active with the same arguments already, and runs only once.")
+        super().__init__({call: [text]})
         self.run = run
 
 

@@ -380,7 +380,7 @@ def _insert_waiting(run: TaskRunRecord, save: Saver) -> None:
     using = str(router.db_for_write(TaskRunRecord))
     forget_deleted_user(run, using)
     save(run, using)
-    dependencies.settle_on_commit(run)
+    dependencies.settle_on_commit([run])
 
 
 def _insert(run: TaskRunRecord, save: Saver) -> bool:
@@ -459,7 +459,7 @@ def _save(
 
     def write() -> None:
         if depends_on:
-            dependencies.record_waiting(run, depends_on)
+            dependencies.record_waiting([run], depends_on)
         elif connections[using].in_atomic_block:
             with transaction.atomic(using=using):
                 insertion.insert([run], using=using)

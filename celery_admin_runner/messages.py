@@ -24,6 +24,7 @@ from celery_admin_runner.headers import (
     RUN_HEADER,
 )
 from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.redaction import has_mask, masked
 
 #: The context of a run of which nobody said anything.
 _NOBODY = PlainContext()
@@ -65,6 +66,11 @@ class Message:
     kwargsrepr: str = ""
     #: The options with their secrets; None: those of the row, which has none.
     options: Mapping[str, Any] | None = None
+
+    @property
+    def has_secrets(self) -> bool:
+        """Tell whether something in it must not be shown."""
+        return bool(self.argsrepr or self.kwargsrepr) or has_mask(masked(self.options or {}))
 
     def headers(self, run: TaskRunRecord) -> dict[str, Any]:
         """Return the message headers that are ours."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,11 +16,20 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from kombu.messaging import Producer
 
 from celery_admin_runner import control, dependencies, ignoring, insertion, unique
 from celery_admin_runner.base import DjangoTask, Invocation
+from celery_admin_runner.batches import send_all
 from celery_admin_runner.binding import bind
-from celery_admin_runner.calls import Call, InvalidCall, prepare_call, signature_of
+from celery_admin_runner.calls import (
+    Call,
+    InvalidCall,
+    InvalidCalls,
+    prepare_call,
+    prepare_calls,
+    signature_of,
+)
 from celery_admin_runner.cancelling import AWAITED, CLAIMABLE, ask_to_stop, check_can_kill
 from celery_admin_runner.contexts import check_saved, check_user
 from celery_admin_runner.control import Answer, Untold
@@ -31,8 +40,10 @@ from celery_admin_runner.dispatch import (
     claim,
     claim_stale,
     keep_claim,
+    post,
     publish,
     record_failure,
+    record_failures,
 )
 from celery_admin_runner.encoding import from_plain, is_altered
 from celery_admin_runner.exceptions import (
@@ -91,6 +102,100 @@ class Cancellation:
     state: State
     #: What the workers answered; () where none had to be asked, or waits for the commit.
     answers: tuple[Answer, ...] = ()
+
+
+#: A call as ``TaskRunner.run_many`` takes it: ``(args, kwargs)``, or only named arguments.
+CallGiven = tuple[Sequence[Any], Mapping[str, Any]] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What is asked for but for the arguments: of many calls the same."""
+
+    info: TaskInfo
+    task: Task
+    now: datetime
+    #: The options as they were given, and as plain JSON.
+    options: Mapping[str, Any]
+    plain: dict[str, Any]
+    eta: datetime | None
+    depends_on: Sequence[TaskRunRecord]
+    #: More fields of the rows.
+    fields: Mapping[str, Any]
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether its calls are about no objects of their own."""
+        return not isinstance(self.task, ModelTask)
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        """The fields of what may not start yet; {} where it is sent at once."""
+        return kept_fields(self.eta, self.depends_on, self.now)
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        """The fields that all rows have in common.
+
+        What is sent at once is already claimed by us: nobody else sends it meanwhile.
+        """
+        options = self.options
+        expires_at = (
+            due(self.task.expires, self.now)
+            if options.get("expires") is None
+            else moment_of(options["expires"], self.now)
+        )
+        return {
+            "task_name": self.info.name,
+            "options": stored_options(self.plain),
+            "queue": options.get("queue") or self.info.queue,
+            "eta": self.eta,
+            "expires_at": expires_at,
+            "created_at": self.now,
+            **(self._kept or {"dispatch_id": uuid4(), "claimed_at": self.now}),
+            **self.fields,
+        }
+
+    def row(self, call: Call, same: Sameness, success: TaskRunRecord | None) -> TaskRunRecord:
+        """Return the row of a call, not saved yet; raises InvalidArguments.
+
+        ``success``: of the run since which it is ignored, if it is.
+        """
+        self.refuse_kept_secrets(call)
+        fate = {} if success is None else ignoring.ignored_fields(success, self.now)
+        if success is not None:
+            fate |= dict.fromkeys(("dispatch_id", "claimed_at", "due_at"))
+        return TaskRunRecord(
+            **{
+                **self._common,
+                "task_id": str(uuid4()),
+                "args": call.stored_args,
+                "kwargs": call.stored_kwargs,
+                **same.fields,
+                **fate,
+            }
+        )
+
+    def refuse_kept_secrets(self, call: Call) -> None:
+        """Raise InvalidArguments if a secret would have to be kept."""
+        if self._kept and (call.has_secrets or has_mask(self._common["options"])):
+            text = _("A secret can't be kept until later: run this task now.")
+            raise InvalidArguments({ALL: [text]})
+
+    def message(self, call: Call) -> Message:
+        """Return the message of a call."""
+        return Message(
+            args=call.args,
+            kwargs=call.kwargs,
+            argsrepr=call.argsrepr,
+            kwargsrepr=call.kwargsrepr,
+            options=self.plain,
+        )
+
+
+#: A call, what it has to do with calls that are the same, and the run since whose success it
+#: is ignored.
+_Checked = tuple[Call, Sameness, TaskRunRecord | None]
 
 
 class TaskRunner:
@@ -189,6 +294,63 @@ class TaskRunner:
             **_about(obj),
         )
 
+    def run_many(
+        self,
+        task_name: str,
+        calls: Iterable[CallGiven],
+        *,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        obj: models.Model | None = None,
+        label: str = "",
+        reason: str = "",
+        depends_on: Iterable[TaskRunRecord] = (),
+        **options: Any,
+    ) -> list[TaskRunRecord]:
+        """Record many runs of one task, send them, and return their rows in the same order.
+
+        Each call is ``(args, kwargs)``, or only the named arguments, a mapping. Everything else
+        is as for ``run``, and for all of them. All are valid, or nothing is recorded:
+        InvalidArguments names each call that does not fit by its place from 0 on
+        (``{"3.amount": [...]}``), and AlreadyActive the one whose unique task is active, or
+        stands twice among them. The rows are written in bulk, in one transaction, and sent by
+        one connection; those of a task that is unique, or ignored for a while, one by one. At the
+        first sign that the broker is away what is left stays UNSENT with ``publish_error``,
+        without being tried; what was sent is PENDING.
+        """
+        now = timezone.now()
+        check_saved(obj)
+        order = self._order(
+            self._permitted(task_name),
+            now=now,
+            options=options,
+            eta=earliest_start(eta, countdown, now),
+            depends_on=self._awaited(depends_on),
+            fields={"label": label, "reason": reason, "source": self.source, **_about(obj)},
+        )
+        checked = self._checked(order, calls)
+        return self._begin_many(order, checked) if checked else []
+
+    def _checked(self, order: _Order, calls: Iterable[CallGiven]) -> list[_Checked]:
+        """Return many calls, checked; raises InvalidCalls."""
+        checked: list[_Checked] = []
+        errors: dict[int, InvalidArguments] = {}
+        prepared = prepare_calls(
+            order.task, _pairs(calls), user=self.user, objects=self.objects
+        )
+        for number, call in prepared.items():
+            if isinstance(call, InvalidCall):
+                errors[number] = call
+                continue
+            try:
+                order.refuse_kept_secrets(call)
+                checked.append((call, *_siblings(order, call)))
+            except InvalidArguments as error:
+                errors[number] = error
+        if errors:
+            raise InvalidCalls(errors)
+        return checked
+
     def retry(
         self,
         run: TaskRunRecord,
@@ -270,7 +432,7 @@ class TaskRunner:
         now = timezone.now()
         self._check_may_move(run)
         dependencies.await_more(run, self._awaited(depends_on), now=now)
-        dependencies.settle_on_commit(run)
+        dependencies.settle_on_commit([run])
         run.refresh_from_db(using=_database())
         return run
 
@@ -491,35 +653,65 @@ class TaskRunner:
 
         What may not start yet is kept instead, for a dispatcher.
         """
+        order = self._order(
+            info, now=now, options=options, eta=eta, depends_on=depends_on, fields=fields
+        )
+        call = prepare_call(order.task, args, kwargs, user=self.user, objects=self.objects)
+        return self._begin(order, call, *_siblings(order, call))
+
+    def _order(
+        self,
+        info: TaskInfo,
+        *,
+        options: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        **others: Any,
+    ) -> _Order:
+        """Return what is asked for but for the arguments; raises InvalidArguments, TypeError."""
         plain = plain_options(options)
         if self.user is not None and info.rule.reason and not fields["reason"].strip():
             raise InvalidArguments({ALL: [_("This task needs a reason.")]})
-        task = find_task(info.name)
-        call = prepare_call(task, args, kwargs, user=self.user, objects=self.objects)
-        same = _sameness(task, call, plain)
-        success = ignoring.open_window(same.key, now, _database()) if same.is_ignoring else None
-        checked = (info, task, call, plain, same, success)
-        enter = partial(self._enter, *checked, now=now, options=options, eta=eta)
+        user, inherited = self.user, lineage()
+        name = inherited.run_by_name if user is None else user.get_username()[:NAME_MAX_LENGTH]
+        origin = {
+            "parent_id": inherited.parent_id,
+            "root_id": inherited.root_id,
+            "run_by_id": inherited.run_by_id if user is None else user.pk,
+            "run_by_name": name,
+        }
+        return _Order(
+            info=info,
+            task=find_task(info.name),
+            plain=plain,
+            options=options,
+            fields={**origin, **fields},
+            **others,
+        )
+
+    def _begin(
+        self, order: _Order, call: Call, same: Sameness, success: TaskRunRecord | None
+    ) -> TaskRunRecord:
+        """Record a call that was checked, and what it needs, and send it on commit.
+
+        ``success``: of the run since which it is ignored, if it is.
+        """
+        task = order.task
         if not isinstance(task, ModelTask):
-            return enter(depends_on=depends_on, **fields)
+            return self._enter(order, call, same, success)
         obj = task.object_in(call.args, call.kwargs)
-        fields = {**fields, **_about(obj)}
+        about = replace(order, fields={**order.fields, **_about(obj)})
         if success is not None or not task.needs:
-            return enter(depends_on=depends_on, **fields)
+            return self._enter(about, call, same, success)
 
         def write() -> TaskRunRecord:
-            needed = self._start_needed(task, obj, plain, fields["reason"], now)
-            return enter(depends_on=[*depends_on, *needed], **fields)
+            needed = self._start_needed(task, obj, order)
+            waiting = replace(about, depends_on=[*order.depends_on, *needed])
+            return self._enter(waiting, call, same, success)
 
         return written_together(write, using=_database())
 
     def _start_needed(
-        self,
-        task: ModelTask,
-        obj: models.Model,
-        options: Mapping[str, Any],
-        reason: str,
-        now: datetime,
+        self, task: ModelTask, obj: models.Model, order: _Order
     ) -> list[TaskRunRecord]:
         """Start what a task on a method needs to have run before; return what it waits for.
 
@@ -532,125 +724,96 @@ class TaskRunner:
                     self._permitted(task_name),
                     (obj.pk,),
                     {},
-                    now=now,
-                    options=task.passed_on(options),
+                    now=order.now,
+                    options=task.passed_on(order.plain),
                     eta=None,
                     depends_on=depends_on,
-                    reason=reason,
+                    reason=order.fields["reason"],
                     source=Source.DEPENDENCY,
                 )
             except AlreadyActive as error:
                 return error.run
 
-        return start_needed(task, obj.pk, start, now=now)
+        return start_needed(task, obj.pk, start, now=order.now)
 
     def _enter(
-        self,
-        info: TaskInfo,
-        task: Task,
-        call: Call,
-        plain: dict[str, Any],
-        same: Sameness,
-        success: TaskRunRecord | None,
-        *,
-        now: datetime,
-        options: Mapping[str, Any],
-        eta: datetime | None,
-        depends_on: Sequence[TaskRunRecord],
-        **fields: Any,
+        self, order: _Order, call: Call, same: Sameness, success: TaskRunRecord | None
     ) -> TaskRunRecord:
-        """Record a call that was checked, and send it on commit.
-
-        ``success``: of the run since which it is ignored, if it is.
-        """
-        stored, task_id = stored_options(plain), str(uuid4())
-        kept = kept_fields(eta, depends_on, now)
-        if kept and (call.has_secrets or has_mask(stored)):
-            raise InvalidArguments(
-                {ALL: [_("A secret can't be kept until later: run this task now.")]}
-            )
-        invocation = _told_of(task, call, task_id, plain)
-        fate = kept or {"dispatch_id": uuid4(), "claimed_at": now}
+        """Record a call that was checked, and send it on commit."""
         if success is not None:
-            same, depends_on = replace(same, limit=None), ()
-            fate = ignoring.ignored_fields(success, now)
-        run = self._record(
-            call,
-            now,
-            depends_on,
-            same.limit,
-            **fate,
-            task_id=task_id,
-            **same.fields,
-            eta=eta,
-            task_name=info.name,
-            options=stored,
-            queue=options.get("queue") or info.queue,
-            expires_at=(
-                due(task.expires, now)
-                if options.get("expires") is None
-                else moment_of(options["expires"], now)
-            ),
-            **fields,
-        )
+            same = replace(same, limit=None)
+        run = order.row(call, same, success)
+        invocation = _told_of(order.task, call, run.task_id, order.plain)
+        self._record([run], order if success is None else replace(order, depends_on=()), same)
         if success is not None and invocation is not None:
             result = ignoring.result_of(run)
             ignored = partial(invocation.tell, "on_invocation_ignored", result)
             transaction.on_commit(ignored, using=_database())
-        if kept or run.is_finished:
-            return run
-        message = Message(
-            args=call.args,
-            kwargs=call.kwargs,
-            argsrepr=call.argsrepr,
-            kwargsrepr=call.kwargsrepr,
-            options=plain,
-        )
-        transaction.on_commit(lambda: self._send(task, run, message), using=_database())
+        if run.state == State.UNSENT:
+            message = order.message(call)
+            transaction.on_commit(
+                lambda: self._send(order.task, run, message), using=_database()
+            )
         return run
 
-    def _record(
-        self,
-        call: Call,
-        now: datetime,
-        depends_on: Sequence[TaskRunRecord],
-        limit: timedelta | None,
-        **fields: Any,
-    ) -> TaskRunRecord:
-        """Write the row, and what it waits for; raises AlreadyActive.
+    def _record(self, runs: Sequence[TaskRunRecord], order: _Order, same: Sameness) -> None:
+        """Write rows, and what each waits for; raises AlreadyActive.
 
-        What is sent at once is already claimed by us: nobody else sends it meanwhile.
-        ``limit``: how long others may have its ``active_key``, if it has one.
+        ``same.limit``: how long others may have the ``active_key`` of the one run, if it has
+        one.
         """
-        user, inherited = self.user, lineage()
-        name = inherited.run_by_name if user is None else user.get_username()[:NAME_MAX_LENGTH]
-        run = TaskRunRecord(
-            args=call.stored_args,
-            kwargs=call.stored_kwargs,
-            parent_id=inherited.parent_id,
-            root_id=inherited.root_id,
-            run_by_id=inherited.run_by_id if user is None else user.pk,
-            run_by_name=name,
-            created_at=now,
-            **fields,
-        )
+        using, now = _database(), order.now
 
         def write() -> None:
-            if depends_on:
-                dependencies.record_waiting(run, depends_on)
+            if order.depends_on:
+                dependencies.record_waiting(runs, order.depends_on)
             else:
-                insertion.insert([run], using=_database())
+                insertion.insert(runs, using=using)
 
-        if limit is None:
+        if same.limit is None:
             write()
         else:
             try:
-                unique.take(run.unique_key, write, limit=limit, now=now, using=_database())
+                unique.take(same.key, write, limit=same.limit, now=now, using=using)
             except unique.KeyTaken as error:
                 raise AlreadyActive(error.holder) from None
-        if depends_on:
-            dependencies.settle_on_commit(run)
-        return run
+        if order.depends_on:
+            dependencies.settle_on_commit(runs)
+
+    def _begin_many(self, order: _Order, calls: Sequence[_Checked]) -> list[TaskRunRecord]:
+        """Record calls that were checked, all or none, and send them on commit."""
+        if order.is_plain and not any(same.key for _call, same, _success in calls):
+            return self._enter_many(order, [call for call, *_others in calls])
+
+        def write() -> list[TaskRunRecord]:
+            runs = []
+            for number, checked in enumerate(calls):
+                try:
+                    runs.append(self._begin(order, *checked))
+                except AlreadyActive as error:
+                    raise AlreadyActive(error.run, str(number)) from None
+                except InvalidArguments as error:
+                    raise InvalidCalls({number: error}) from error
+            return runs
+
+        return written_together(write, using=_database())
+
+    def _enter_many(self, order: _Order, calls: Sequence[Call]) -> list[TaskRunRecord]:
+        """Record calls that have nothing to do with others, and send them on commit."""
+        runs = [order.row(call, Sameness(), None) for call in calls]
+        for run, call in zip(runs, calls, strict=True):
+            _told_of(order.task, call, run.task_id, order.plain)
+        self._record(runs, order, Sameness())
+        messages = {
+            run.task_id: order.message(call)
+            for run, call in zip(runs, calls, strict=True)
+            if run.state == State.UNSENT
+        }
+        if messages:
+            transaction.on_commit(
+                lambda: self._send_many(order.task, runs, messages), using=_database()
+            )
+        return runs
 
     def _send(
         self, task: Task, run: TaskRunRecord, message: Message, *, may_be_out: bool = False
@@ -670,6 +833,36 @@ class TaskRunner:
             self._broker_away_at = monotonic()
         elif handover == Handover.SENT:
             tell_of_handover(run, self.user, sender=type(self))
+
+    def _send_many(
+        self,
+        task: Task,
+        runs: Sequence[TaskRunRecord],
+        messages: Mapping[str, Message],
+    ) -> None:
+        """Send recorded runs by one connection, and tell of each; see ``_send``."""
+        if task.app.conf.task_always_eager or any(
+            message.has_secrets for message in messages.values()
+        ):
+            # What runs here at once needs no connection, and what is told of an error in a
+            # project's code might quote a secret.
+            for run in runs:
+                self._send(task, run, messages[run.task_id])
+            return
+        if self._is_broker_away():
+            record_failures(runs, _("The broker did not take the run before this one."))
+            return
+
+        def send(run: TaskRunRecord, producer: Producer) -> None:
+            post(task, run, messages[run.task_id], producer, retry=False)
+
+        def tell(sent: Sequence[TaskRunRecord]) -> None:
+            if TaskRunSignal.has_listeners(type(self)):
+                for run in sent:
+                    tell_of_handover(run, self.user, sender=type(self))
+
+        if not send_all(task.app, runs, send, tell=tell):
+            self._broker_away_at = monotonic()
 
     def _tell_workers(
         self, run: TaskRunRecord, was: State, *, terminate: bool, kill: bool
@@ -747,6 +940,31 @@ def _sameness(task: Task, call: Call, options: Mapping[str, Any]) -> Sameness:
         return sameness_of(task, call.args, call.kwargs, options)
     except (ImproperlyConfigured, NotEncodable) as error:
         raise InvalidArguments({ALL: [str(error)]}) from error
+
+
+def _siblings(order: _Order, call: Call) -> tuple[Sameness, TaskRunRecord | None]:
+    """Return what a call has to do with calls that are the same; raises InvalidArguments.
+
+    And the run since whose success it is ignored, if it is.
+    """
+    same = _sameness(order.task, call, order.plain)
+    if not same.is_ignoring:
+        return same, None
+    return same, ignoring.open_window(same.key, order.now, _database())
+
+
+def _pairs(calls: Iterable[CallGiven]) -> Iterator[tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Yield the arguments of each call, and its named ones; raises TypeError for what is none."""
+    for number, call in enumerate(calls):
+        if isinstance(call, Mapping):
+            yield (), call
+        elif isinstance(call, tuple | list) and len(call) == 2:
+            yield call[0], call[1]
+        else:
+            raise TypeError(
+                f"Call {number} is {type(call).__name__}, and not (args, kwargs), nor a mapping "
+                "of named arguments."
+            )
 
 
 def _limit_again(task: Task, run: TaskRunRecord) -> timedelta | None:

@@ -77,7 +77,7 @@ def left():
 def waiting_for(*others, **fields):
     """Make a run that waits for others."""
     run = TaskRunRecord(**run_fields(state=State.WAITING, **fields))
-    record_waiting(run, others)
+    record_waiting([run], others)
     return run
 
 

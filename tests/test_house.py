@@ -43,7 +43,8 @@ LAYERS = (
     {"retention", "statements"},
     {"calls", "archive", "late", "startup", "results", "dispatch", "options"}
     | {"clearing", "rights", "scheduling", "dependencies", "leases"},
-    {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"},
+    {"tracking", "control", "output", "progress", "storing", "leadership", "unique", "ignoring"}
+    | {"batches"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"}
     | {"sameness"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
