@@ -141,7 +141,9 @@ async def test_a_site_without_users_in_the_scope_is_told_what_to_do() -> None:
     socket = consumer_of(None)
 
     with pytest.raises(ImproperlyConfigured, match="AuthMiddlewareStack"):
-        await socket.open()
+        await socket.send_input({"type": "websocket.connect"})
+        # Who waits for an answer does so to the end of all patience.
+        await socket.wait(PATIENCE)
 
 
 @in_a_loop
