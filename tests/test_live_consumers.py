@@ -139,9 +139,9 @@ def socket_of_stack() -> Any:
 @in_a_loop
 async def test_a_site_without_users_in_the_scope_is_told_what_to_do() -> None:
     socket = consumer_of(None)
+    await socket.send_input({"type": "websocket.connect"})
 
     with pytest.raises(ImproperlyConfigured, match="AuthMiddlewareStack"):
-        await socket.send_input({"type": "websocket.connect"})
         # Who waits for an answer does so to the end of all patience.
         await socket.wait(PATIENCE)
 
