@@ -25,6 +25,7 @@ from celery_admin_runner.querysets import (
     is_stale_scheduled,
 )
 from celery_admin_runner.redaction import has_mask
+from celery_admin_runner.sparse import SparseIndex
 from celery_admin_runner.states import FINISHED, State
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class TaskRunRecord(models.Model):
         null=True,
         blank=True,
         related_name="retried_by",
+        db_index=False,
     )
     depends_on = models.ManyToManyField(
         "self",
@@ -132,6 +134,7 @@ class TaskRunRecord(models.Model):
         null=True,
         blank=True,
         related_name="+",
+        db_index=False,
     )
 
     # Times
@@ -218,24 +221,56 @@ class TaskRunRecord(models.Model):
                 name="taskrun_seen_is_finished",
             ),
         ]
+        #: Each with the query that needs it. Every list of runs has the newest first, by
+        #: ``created_at``, so one index serves a filter and a range of dates. Every insert pays
+        #: for each that is not sparse: about 1 µs, and 100 bytes of the write-ahead log.
         indexes: ClassVar[list[models.Index]] = [
-            # Each list of the journal is in the order in which runs were created.
-            models.Index(fields=["task_name", "created_at"], name="taskrun_by_task_idx"),
-            models.Index(fields=["state", "created_at"], name="taskrun_by_state_idx"),
-            models.Index(fields=["run_by", "created_at"], name="taskrun_by_user_idx"),
-            models.Index(fields=["source", "created_at"], name="taskrun_by_source_idx"),
-            models.Index(fields=["run_by_name", "created_at"], name="taskrun_by_user_name_idx"),
-            models.Index(fields=["content_type", "object_id", "-id"], name="taskrun_object_idx"),
+            # The whole journal, and a range of dates; ``export``, ``clear_taskruns``.
             models.Index(fields=["created_at"], name="taskrun_created_idx"),
-            models.Index(fields=["finished_at"], name="taskrun_finished_idx"),
-            # What is due, and what was claimed and never sent.
-            models.Index(fields=["due_at"], name="taskrun_due_idx"),
+            # Runs of one task, also in one state; the figures of the task list; the names of all
+            # tasks (``skipping``); ``prune_taskruns --keep-last``.
+            models.Index(fields=["task_name", "created_at", "state"], name="taskrun_by_task_idx"),
+            # Runs in one state; what is stale, unfinished or not sent; the newest failures.
+            models.Index(fields=["state", "created_at"], name="taskrun_by_state_idx"),
+            # Runs from one source.
+            models.Index(fields=["source", "created_at"], name="taskrun_by_source_idx"),
+            # Runs of a user by name, who may be gone, also in one state.
+            models.Index(
+                fields=["run_by_name", "created_at", "state"], name="taskrun_by_user_name_idx"
+            ),
+            # The runs that a user may see who sees his or her own; a user who is deleted.
+            SparseIndex(
+                fields=["run_by", "created_at"], known="run_by", name="taskrun_by_user_idx"
+            ),
+            # What a user is shown: unseen, or seen just now; and what was seen and may go.
+            models.Index(fields=["seen_at", "run_by"], name="taskrun_seen_idx"),
+            # The latest runs of a schedule's entry.
             models.Index(
                 fields=["periodic_task_name", "created_at"], name="taskrun_by_periodic_idx"
             ),
-            models.Index(fields=["unique_key", "-id"], name="taskrun_unique_idx"),
-            # What a user is shown: unseen, or seen just now; and what was seen and may go.
-            models.Index(fields=["seen_at", "run_by"], name="taskrun_seen_idx"),
+            # The runs about an object, and about each of several.
+            SparseIndex(
+                fields=["content_type", "object_id", "created_at"],
+                known="content_type",
+                name="taskrun_by_object_idx",
+            ),
+            # What a dispatcher sends next, and what one claimed and never sent.
+            SparseIndex(fields=["due_at"], known="due_at", name="taskrun_due_idx"),
+            # What ended before a moment (``prune_taskruns``), or since one (``dependencies``).
+            SparseIndex(fields=["finished_at"], known="finished_at", name="taskrun_finished_idx"),
+            # Whether the same call is ignored still, after a success.
+            SparseIndex(
+                fields=["unique_key", "ignore_until"],
+                known="ignore_until",
+                name="taskrun_ignored_idx",
+            ),
+            # The later runs of a run; a run, and a user, that are deleted.
+            SparseIndex(fields=["retry_of"], known="retry_of", name="taskrun_retry_of_idx"),
+            SparseIndex(
+                fields=["cancel_requested_by"],
+                known="cancel_requested_by",
+                name="taskrun_cancelled_by_idx",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -31,7 +31,7 @@ README = Path(__file__).parent.parent / "README.rst"
 LAYERS = (
     {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
     {"answers", "contexts", "queues", "handles", "changes", "deadlocks", "skipping"}
-    | {"alternatives", "of_each"},
+    | {"alternatives", "of_each", "sparse"},
     {"base"},
     {"annotations", "ansi", "capture", "encoding", "forking", "pulse", "redaction", "registry"}
     | {"querysets", "unattended", "figures"},
