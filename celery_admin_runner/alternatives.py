@@ -16,7 +16,7 @@ Row = TypeVar("Row", bound=models.Model)
 
 #: So many conditions are asked for one by one. More of them leave few rows out, as a rule.
 PARTS_MAX = 50
-_PART = "SELECT * FROM ({text}) AS part{number}"
+_PART = "SELECT * FROM ({text}) AS part{place}"
 
 
 class AlternativesQuerySet(models.QuerySet[Row]):
@@ -30,15 +30,25 @@ class AlternativesQuerySet(models.QuerySet[Row]):
 
     #: Sets of rows whose union this is; () where nobody knows them any more.
     _parts: tuple[Self, ...] = ()
+    #: The set as a whole can be counted by an index.
+    _is_countable = False
 
-    def any_of(self, conditions: Sequence[Q]) -> Self:
-        """Rows for which one of ``conditions`` holds at least; without a condition none."""
+    def any_of(self, conditions: Sequence[Q], whole: Q | None = None) -> Self:
+        """Rows for which one of ``conditions`` holds at least; without a condition none.
+
+        ``whole``: the same in one condition that an index serves, so of one column; then rows
+        are counted by it.
+        """
         if not conditions:
             return self.none()
-        chosen = self.filter(reduce(or_, conditions))
+        is_countable = whole is not None and not self._parts
+        if whole is None or len(conditions) == 1:
+            whole = reduce(or_, conditions)
+        chosen = self.filter(whole)
         parts = self._parts or (self,)
         if 1 < len(parts) * len(conditions) <= PARTS_MAX:
             chosen._parts = tuple(part.filter(each) for part in parts for each in conditions)
+            chosen._is_countable = is_countable
         return chosen
 
     @property
@@ -47,17 +57,25 @@ class AlternativesQuerySet(models.QuerySet[Row]):
         return bool(self._parts)
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Return the rows from ``start`` on, before ``stop``, in the order of this set."""
+        """Return the rows from ``start`` on, before ``stop``, in the order of this set.
+
+        Of several conditions it is asked first how far along the order so many rows reach.
+        """
         if not self._parts:
             return list(self[start:stop])
-        return list(super().filter(pk__in=self._keys(start, stop)))
+        name = self._order[0]
+        values = self._first(stop, name.lstrip("-"))
+        if not values:
+            return []
+        lookup = f"{name[1:]}__gte" if name.startswith("-") else f"{name}__lte"
+        return list(super().filter(**{lookup: values[-1]})[start:stop])
 
     def count_up_to(self, limit: int) -> int:
         """Return how many rows there are, at most ``limit``: no more are looked at."""
-        if self._parts:
-            return len(self._keys(0, limit))
+        name = self._order[0].lstrip("-")
+        if self._parts and not self._is_countable:
+            return len(self._first(limit, name, "pk"))
         # What they are sorted by stands in the index that finds them, which alone can answer.
-        name = next((str(name).lstrip("-") for name in self.query.order_by), "pk")
         return self.order_by().values(name)[:limit].count()
 
     # What is asked of the whole is asked of its parts. Whatever else makes a set of this one
@@ -91,34 +109,56 @@ class AlternativesQuerySet(models.QuerySet[Row]):
         """The same rows, of which only these columns are read."""
         return self._with_parts(super().only(*names))
 
+    def select_related(self, *names: Any) -> Self:
+        """The same rows, read with what these columns refer to."""
+        return self._with_parts(super().select_related(*names))
+
+    def using(self, alias: str | None) -> Self:
+        """The same rows, read from this database."""
+        return self._with_parts(super().using(alias), lambda part: part.using(alias))
+
     def _with_parts(self, changed: Self, change: Callable[[Self], Self] | None = None) -> Self:
         changed._parts = self._parts if change is None else tuple(map(change, self._parts))
+        changed._is_countable = self._is_countable
         return changed
 
-    def _keys(self, start: int, stop: int) -> list[Any]:
-        """Return the primary keys of the rows from ``start`` on: one query over all parts.
+    @property
+    def _order(self) -> list[str]:
+        return [str(name) for name in self.query.order_by] or ["-pk"]
 
-        Django's own union can't cut off its parts on SQLite.
+    def _first(self, number: int, *names: str) -> list[Any]:
+        """Return the first values of these columns in all parts, each once: one query.
+
+        The first of ``names`` is what the set is sorted by. Django's own union can't cut off its
+        parts on SQLite.
         """
-        order = [str(name) for name in self.query.order_by]
-        names = [name.lstrip("-") for name in order]
-        texts, values = [], []
-        for number, part in enumerate(self._parts):
-            first = part.order_by(*order).values_list(*names, "pk")[:stop]
+        order = self._order
+        texts, params = [], []
+        for place, part in enumerate(self._parts):
+            first = part.order_by(*order[: len(names)]).values_list(*names)[:number]
             with suppress(EmptyResultSet):
-                text, params = first.query.get_compiler(self.db).as_sql()
-                texts.append(_PART.format(text=text, number=number))
-                values += params
+                text, values = first.query.get_compiler(self.db).as_sql()
+                texts.append(_PART.format(text=text, place=place))
+                params += values
         if not texts:
             return []
-        columns = (
-            f"{place} {'DESC' if name.startswith('-') else 'ASC'}"
-            for place, name in enumerate(order, start=1)
-        )
-        with connections[self.db].cursor() as cursor:
+        connection = connections[self.db]
+        direction = "DESC" if order[0].startswith("-") else "ASC"
+        with connection.cursor() as cursor:
             cursor.execute(
-                f"{' UNION '.join(texts)} ORDER BY {', '.join(columns)} "
-                f"LIMIT {int(stop - start)} OFFSET {int(start)}",
-                values,
+                f"{' UNION '.join(texts)} ORDER BY 1 {direction} LIMIT {int(number)}", params
             )
-            return [row[-1] for row in cursor.fetchall()]
+            found = [row[0] for row in cursor.fetchall()]
+        return self._converted(found, names[0])
+
+    def _converted(self, values: list[Any], name: str) -> list[Any]:
+        """Return values of a column as Django gives them."""
+        field: Any = self.model._meta.pk if name == "pk" else self.model._meta.get_field(name)
+        column = field.get_col(self.model._meta.db_table)
+        connection = connections[self.db]
+        for convert in (
+            *connection.ops.get_db_converters(column),
+            *column.get_db_converters(connection),
+        ):
+            values = [convert(value, column, connection) for value in values]
+        return values

@@ -85,7 +85,34 @@ def test_of_each_condition_only_the_first_rows_are_read() -> None:
     assert union.count("LIMIT 5)") == 2
     assert "UNION" in union
     assert " OR " not in union
-    assert "IN (" in rows
+    assert "created_at" in rows.partition("WHERE")[2].partition("ORDER")[0]
+
+
+def test_rows_that_were_made_at_the_same_moment_are_all_found() -> None:
+    TaskRunRecord.objects.update(created_at=START)
+    found = newest().any_of(of_tasks("shop.a", "shop.b"))
+
+    assert numbers(found.rows(0, 3)) == [28, 27, 25]
+    assert numbers(found.rows(18, 30)) == [1, 0]
+    assert numbers(found.order_by("created_at", "id").rows(1, 3)) == [1, 3]
+
+
+def test_rows_beyond_the_last_are_none() -> None:
+    assert newest().any_of(of_tasks("shop.a", "shop.b")).rows(20, 30) == []
+    assert newest().any_of(of_tasks("shop.x", "shop.y")).rows(0, 30) == []
+
+
+def test_conditions_on_one_column_are_counted_by_one() -> None:
+    found = newest().any_of(of_tasks("shop.a", "shop.b"), Q(task_name__in=["shop.a", "shop.b"]))
+
+    with CaptureQueriesContext(connection) as queries:
+        assert found.count_up_to(100) == found.filter(label__gte="").count_up_to(100) == 20
+        assert found.any_of([Q(label="odd"), Q(task_id="28")]).count_up_to(100) == 11
+
+    counted, _again, united = (query["sql"] for query in queries)
+    assert "UNION" not in counted
+    assert "UNION" in united
+    assert numbers(found.rows(0, 2)) == [28, 27]
 
 
 def test_one_condition_is_an_ordinary_filter() -> None:

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from celery_admin_runner.admin.pages import AFTER, BEFORE
-from celery_admin_runner.admin.search import beginning_with
+from celery_admin_runner.admin.search import of_tasks_like
 from celery_admin_runner.models import Source, TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.registry import all_task_infos, celery_app
@@ -57,7 +57,8 @@ class StateFilter(SimpleListFilter):
         if state is None:
             return queryset
         if state == UNFINISHED:
-            return queryset.any_of([Q(state=each) for each in sorted(UNFINISHED_STATES)])
+            states = sorted(UNFINISHED_STATES)
+            return queryset.any_of([Q(state=each) for each in states], Q(state__in=states))
         if state == STALE_SCHEDULED:
             return queryset.stale_scheduled()
         return queryset.filter(state=_one_of(state, State.values))
@@ -227,7 +228,7 @@ class TaskFilter(TextFilter):
         if not self.value:
             return queryset
         if self.value.endswith("*"):
-            return queryset.any_of(beginning_with(self.value[:-1], using=queryset.db))
+            return of_tasks_like(queryset, self.value[:-1])
         return queryset.of_task(self.value)
 
 

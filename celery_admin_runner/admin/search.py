@@ -11,6 +11,12 @@ from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.skipping import values_in
 
 
+def of_tasks_like(runs: TaskRunRecordQuerySet, start: str) -> TaskRunRecordQuerySet:
+    """Return the runs of all tasks whose names begin so."""
+    names = _names_like(start, using=runs.db)
+    return runs if names is None else runs.any_of(_each(names), Q(task_name__in=names))
+
+
 def found(runs: TaskRunRecordQuerySet, words: Iterable[str]) -> TaskRunRecordQuerySet:
     """Return the runs with each word as task id, user name or beginning of the task's name.
 
@@ -18,27 +24,33 @@ def found(runs: TaskRunRecordQuerySet, words: Iterable[str]) -> TaskRunRecordQue
     not at all if a word is nothing.
     """
     for word in words:
-        runs = runs.any_of(_meanings(word, using=runs.db))
+        names = _names_like(word, using=runs.db)
+        if names is None:
+            # Every run is one of these.
+            continue
+        others = _known(word, using=runs.db)
+        whole = None if others else Q(task_name__in=names)
+        runs = runs.any_of([*others, *_each(names)], whole)
     return runs
 
 
-def beginning_with(start: str, *, using: str) -> list[Q]:
-    """Return the conditions of which one holds for a run whose task's name begins so.
+def _known(word: str, *, using: str) -> list[Q]:
+    """Return what a word is, besides the beginning of a name: a task id, a user name."""
+    runs = TaskRunRecord.objects.using(using).order_by()
+    meanings = [Q(task_id=word), Q(run_by_name=word)]
+    return [meaning for meaning in meanings if runs.filter(meaning).exists()]
 
-    The names are compared here: in what order a database has them, and so which of them lie
-    between two, depends on its collation.
+
+def _each(names: Iterable[str]) -> list[Q]:
+    return [Q(task_name=name) for name in names]
+
+
+def _names_like(start: str, *, using: str) -> list[str] | None:
+    """Return the names of tasks that begin so; None for all that there are.
+
+    They are compared here: in what order a database has them, and so which of them lie between
+    two, depends on its collation.
     """
     names = values_in(TaskRunRecord, "task_name", using=using)
     chosen = [name for name in names if name.startswith(start)]
-    if len(chosen) == len(names):
-        return [Q()]
-    return [Q(task_name=name) for name in chosen]
-
-
-def _meanings(word: str, *, using: str) -> list[Q]:
-    runs = TaskRunRecord.objects.using(using).order_by()
-    exact = [Q(task_id=word), Q(run_by_name=word)]
-    known = [meaning for meaning in exact if runs.filter(meaning).exists()]
-    names = beginning_with(word, using=using)
-    # A condition that always holds leaves nothing for the others to add.
-    return names if names == [Q()] else [*known, *names]
+    return None if len(chosen) == len(names) else chosen
