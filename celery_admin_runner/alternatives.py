@@ -57,18 +57,22 @@ class AlternativesQuerySet(models.QuerySet[Row]):
         return bool(self._parts)
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Return the rows from ``start`` on, before ``stop``, in the order of this set.
+        """Return the rows from ``start`` on, before ``stop``, in the order of this set."""
+        return list(self.head(stop)[start:])
 
-        Of several conditions it is asked first how far along the order so many rows reach.
+    def head(self, size: int) -> Self:
+        """The first ``size`` of these rows.
+
+        Of several conditions it is asked at once how far along the order so many rows reach.
         """
         if not self._parts:
-            return list(self[start:stop])
+            return self[:size]
         name = self._order[0]
-        values = self._first(stop, name.lstrip("-"))
+        values = self._first(size, name.lstrip("-"))
         if not values:
-            return []
+            return self.none()
         lookup = f"{name[1:]}__gte" if name.startswith("-") else f"{name}__lte"
-        return list(super().filter(**{lookup: values[-1]})[start:stop])
+        return super().filter(**{lookup: values[-1]})[:size]
 
     def count_up_to(self, limit: int) -> int:
         """Return how many rows there are, at most ``limit``: no more are looked at."""
