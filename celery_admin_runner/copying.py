@@ -53,7 +53,7 @@ def copied(
     """
     connection: Any = connections[runs.db]
     try:
-        statement = _statement(connection, runs[:size], columns)
+        statement = _statement(connection, runs.head(size), columns)
     except EmptyResultSet:
         return Page(text="", rows=0, last=None, is_end=True)
     lines: list[bytes] = []

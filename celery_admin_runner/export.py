@@ -128,7 +128,7 @@ def csv_batches(
 def for_export(queryset: TaskRunRecordQuerySet) -> TaskRunRecordQuerySet:
     """Return the runs with all that their cells need, newest first."""
     runs = queryset.defer(None).defer("whole_result", "children")
-    return runs.select_related("cancel_requested_by").order_by("-created_at", "-pk")
+    return runs.select_related("cancel_requested_by").order_by("-created_at", "-id")
 
 
 def plain_columns(
@@ -209,8 +209,9 @@ def _beyond(key: Key, using: str) -> Q:
 def _read_plainly(
     runs: TaskRunRecordQuerySet, size: int, *, columns: Sequence[Column]
 ) -> Page:
-    size = _affordable(runs, size, WIDE_COLUMNS.intersection(paths_of(columns)))
-    keys, rows = rows_of(runs[:size], columns)
+    page = runs.head(size)
+    size = _affordable(page, size, WIDE_COLUMNS.intersection(paths_of(columns)))
+    keys, rows = rows_of(page[:size], columns)
     return _page(keys, rows, size)
 
 
@@ -221,9 +222,10 @@ def _read_by_resource(
     resource: ModelResource,
     fields: Sequence[str] | None,
 ) -> Page:
-    size = _affordable(runs, size, WIDE_COLUMNS.intersection(EXPORT_FIELDS))
+    page = runs.head(size)
+    size = _affordable(page, size, WIDE_COLUMNS.intersection(EXPORT_FIELDS))
     columns = resource.get_export_fields(fields)
-    read = list(runs[:size])
+    read = list(page[:size])
     rows = [
         [escape_formula(resource.export_field(column, run)) for column in columns] for run in read
     ]

@@ -13,6 +13,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
+from django.db.models import Q
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone as django_timezone
@@ -160,6 +161,29 @@ def test_only_the_runs_of_the_queryset_are_exported() -> None:
     lines = csv_lines(TaskRunRecord.objects.filter(state=State.FAILURE))
 
     assert [row["id"] for row in rows_of("".join(lines))] == [str(failed.pk)]
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_runs_of_one_condition_or_another_are_exported_in_order(resource: Any) -> None:
+    runs = [make_run(label=str(number % 4)) for number in range(20)]
+    chosen = TaskRunRecord.objects.all().any_of([Q(label="1"), Q(label="3"), Q(label="2")])
+
+    batches = list(export.csv_batches(chosen, resource(), ["id"], batch_size=4))
+
+    keys = [int(row["id"]) for row in rows_of("".join(batch.text for batch in batches))]
+    assert chosen.has_parts
+    assert keys == [run.pk for run in reversed(runs) if run.label != "0"]
+
+
+def test_the_conditions_of_a_search_are_asked_one_by_one() -> None:
+    make_runs(3, label="1")
+    runs = TaskRunRecord.objects.all().any_of([Q(label="1"), Q(label="2")])
+
+    with CaptureQueriesContext(connection) as queries:
+        rows = rows_of("".join(csv_lines(runs, batch_size=2)))
+
+    assert len(rows) == 3
+    assert len([query for query in queries if " UNION " in query["sql"]]) == 2
 
 
 def test_the_columns_can_be_chosen() -> None:
