@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from contextvars import ContextVar
+from functools import lru_cache
 from threading import Lock
 from typing import Any, Protocol
 
@@ -136,8 +137,12 @@ class _RecordFactory:
         return record
 
 
+@lru_cache(maxsize=1024)
 def _is_of_task(name: str | None) -> bool:
-    """Tell whether a logger speaks for the task; without a name a record is only copied."""
+    """Tell whether a logger speaks for the task; without a name a record is only copied.
+
+    Kept: each line that is printed asks for it, as Celery 5.7 logs it.
+    """
     if not name:
         return False
     dotted = f"{name}."
