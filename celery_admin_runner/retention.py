@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import cache, partial
 
 from django.db import router
 from django.db.models import Exists, OuterRef, Q, Value
@@ -14,10 +15,12 @@ from django.utils import timezone
 
 from celery_admin_runner.deletion import (
     BATCH_SIZE,
-    batches_of,
+    Among,
     delete_runs,
+    in_batches,
     is_awaited,
     is_protected,
+    pages_of,
 )
 from celery_admin_runner.exceptions import PruneError
 from celery_admin_runner.models import OpenDependency, Source, TaskRunRecord
@@ -28,6 +31,8 @@ from celery_admin_runner.states import FINISHED, State
 #: What its user has seen goes when it ended longer ago than this, unless another age is asked
 #: for: it is shown for 30 seconds more (``querysets.SECONDS_SINCE_SEEN``).
 SEEN_AGE = timedelta(seconds=120)
+#: Before each run: when the oldest of a task was created of which all stay.
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,9 @@ def cutoff_before(now: datetime, age: timedelta) -> datetime:
 
 def count(selection: Selection) -> int:
     """Return how many runs ``selection`` names now."""
-    return sum(part.count() for part in _parts(selection))
+    if selection.keep_last:
+        return sum(map(len, batches(selection)))
+    return sum(_unneeded(part, selection).count() for part, _along in _parts(selection))
 
 
 def prune(selection: Selection, *, batch_size: int = BATCH_SIZE) -> Iterator[int]:
@@ -78,8 +85,29 @@ def batches(
     selection: Selection, *, batch_size: int = BATCH_SIZE, newest_first: bool = False
 ) -> Iterator[list[int]]:
     """Yield the primary keys of the runs of ``selection``, ``batch_size`` at most at a time."""
-    for part in _parts(selection):
-        yield from batches_of(part, batch_size=batch_size, newest_first=newest_first)
+    yield from in_batches(_pages(selection, newest_first=newest_first), batch_size)
+
+
+def _pages(selection: Selection, *, newest_first: bool) -> Iterator[list[int]]:
+    """Yield the same keys as they are found.
+
+    What is old is read by an index alone, and then it is asked which of that may go: no page
+    depends on how the database guesses how many these are.
+    """
+    runs = TaskRunRecord.objects.using(router.db_for_write(TaskRunRecord))
+    unneeded = _unneeded(runs, selection).order_by().values_list("pk", flat=True)
+    oldest_kept = cache(partial(_oldest_kept, runs, number=selection.keep_last))
+    columns = ("task_name", "created_at") if selection.keep_last else ()
+    for part, along in _parts(selection):
+        for page in pages_of(part, *columns, along=along, newest_first=newest_first):
+            keys = [
+                pk
+                for pk, _, *more in page
+                if not more or (more[1], pk) < oldest_kept(more[0])
+            ]
+            if keys:
+                going = set(unneeded.filter(Among("pk", keys)))
+                yield [pk for pk in keys if pk in going]
 
 
 def delete(selection: Selection, keys: Iterable[list[int]]) -> Iterator[int]:
@@ -88,25 +116,34 @@ def delete(selection: Selection, keys: Iterable[list[int]]) -> Iterator[int]:
     As ``delete_runs`` does. A run that is not finished any more when its turn comes (LOST, and
     then its worker reported) stays, and one that began again: nobody has seen the end of that.
     """
-    yield from delete_runs(_eligible(selection), keys)
+    runs = TaskRunRecord.objects.using(router.db_for_write(TaskRunRecord))
+    yield from delete_runs(_named(runs, selection), keys)
 
 
-def _parts(selection: Selection) -> Iterator[TaskRunRecordQuerySet]:
-    """Yield the runs of ``selection``: in one set, or one for each task if its newest stay."""
-    runs = _chosen(selection)
-    if not selection.tasks and not selection.keep_last:
-        yield runs
-        return
-    names = task_names(selection.tasks, using=runs.db)
-    if not selection.keep_last:
-        yield runs.filter(task_name__in=names)
-        return
-    finished = TaskRunRecord.objects.using(runs.db).finished().order_by("-pk")
-    for name in names:
-        newest = finished.of_task(name).values_list("pk", flat=True)
-        oldest_kept = newest[selection.keep_last - 1 : selection.keep_last].first()
-        if oldest_kept is not None:
-            yield runs.of_task(name).filter(pk__lt=oldest_kept)
+def _parts(selection: Selection) -> Iterator[tuple[TaskRunRecordQuerySet, str]]:
+    """Yield among which runs those of ``selection`` are, and the column by which they are read.
+
+    All by their end: where nothing is old nothing is read. Those that were seen by when: they
+    are few. Those of some tasks task by task, by when they were created: no other task's are
+    read, however many of those stay.
+    """
+    runs = TaskRunRecord.objects.using(router.db_for_write(TaskRunRecord))
+    if selection.tasks:
+        for name in task_names(selection.tasks, using=runs.db):
+            yield runs.of_task(name), "created_at"
+    elif selection.only_seen:
+        yield runs.filter(seen_at__lte=timezone.now()), "seen_at"
+    else:
+        yield runs.filter(finished_at__lt=selection.cutoff), "finished_at"
+
+
+def _oldest_kept(
+    runs: TaskRunRecordQuerySet, task_name: str, *, number: int
+) -> tuple[datetime, int]:
+    """Return when the last of a task's newest runs was created that stay, and its primary key."""
+    finished = runs.of_task(task_name).in_state(FINISHED).order_by("-created_at", "-pk")
+    newest = finished.values_list("created_at", "pk")[number - 1 : number]
+    return newest.first() or (NEVER, 0)
 
 
 def task_names(patterns: tuple[str, ...], *, using: str) -> list[str]:
@@ -118,36 +155,31 @@ def task_names(patterns: tuple[str, ...], *, using: str) -> list[str]:
     ]
 
 
-def _chosen(selection: Selection) -> TaskRunRecordQuerySet:
-    """Return the runs of ``_eligible``, asked for so that an index finds the few that were seen.
+def _unneeded(runs: TaskRunRecordQuerySet, selection: Selection) -> TaskRunRecordQuerySet:
+    """Return the runs that ``selection`` names, and that nobody still needs.
 
-    By a query of its own, for no other index to look better: SQLite knows nothing of how many
-    rows one would give. Nor has it any that serves "not null".
+    An unfinished run looks at the end of those it depends on, so they stay.
     """
-    runs = _eligible(selection)
+    is_open = Exists(OpenDependency.objects.using(runs.db).filter(dependency=OuterRef("pk")))
+    return _named(runs, selection).filter(~is_awaited(runs.db), ~is_open)
+
+
+def _named(runs: TaskRunRecordQuerySet, selection: Selection) -> TaskRunRecordQuerySet:
+    """Return the runs that have the age and the state, asked for so that no index serves that.
+
+    See ``TaskRunRecordQuerySet.in_state``: for rows that their keys name MariaDB would lock
+    another index first. And SQLite, which knows nothing of how many rows an index gives, would
+    take that on the state. A success because of which the same call is still ignored stays.
+    """
+    is_over = Q(ignore_until=None) | Q(ignore_until__lte=timezone.now())
+    runs = runs.in_state(selection.states).filter(is_over, ~is_protected(runs.db))
+    runs = runs.alias(_finished_at=Coalesce("finished_at", "finished_at")).filter(
+        _finished_at__lt=selection.cutoff
+    )
     if not selection.only_seen:
         return runs
-    seen = TaskRunRecord.objects.using(runs.db).filter(seen_at__lte=timezone.now())
-    return runs.filter(pk__in=seen.order_by().values("pk"))
-
-
-def _eligible(selection: Selection) -> TaskRunRecordQuerySet:
-    """Return the runs that have the age and the state, and that nobody still needs.
-
-    An unfinished run looks at the end of those it depends on, so they stay. So does a success
-    because of which the same call is still ignored.
-    """
-    using = router.db_for_write(TaskRunRecord)
-    runs = TaskRunRecord.objects.using(using).older_than(selection.cutoff)
-    is_over = Q(ignore_until=None) | Q(ignore_until__lte=timezone.now())
-    is_open = Exists(OpenDependency.objects.using(using).filter(dependency=OuterRef("pk")))
-    if selection.only_seen:
-        # No index is to serve these, see ``TaskRunRecordQuerySet.in_state``.
-        runs = runs.alias(
-            _seen_at=Coalesce("seen_at", "seen_at"), _source=Coalesce("source", Value(""))
-        ).filter(_seen_at__isnull=False, _source=Source.CODE)
-        first = TaskRunRecord.objects.using(using).filter(task_id=OuterRef("root_id"))
-        runs = runs.exclude(Exists(first.exclude(source=Source.CODE).order_by()))
-    return runs.filter(
-        is_over, ~is_awaited(using), ~is_open, ~is_protected(using), state__in=selection.states
-    )
+    runs = runs.alias(
+        _seen_at=Coalesce("seen_at", "seen_at"), _source=Coalesce("source", Value(""))
+    ).filter(_seen_at__isnull=False, _source=Source.CODE)
+    first = TaskRunRecord.objects.using(runs.db).filter(task_id=OuterRef("root_id"))
+    return runs.exclude(Exists(first.exclude(source=Source.CODE).order_by()))

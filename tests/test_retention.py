@@ -12,9 +12,10 @@ from django.db.models.signals import post_delete
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from celery_admin_runner import deletion
 from celery_admin_runner.deletion import _without_awaited
 from celery_admin_runner.exceptions import PruneError
-from celery_admin_runner.models import Source, TaskRunOutput, TaskRunRecord
+from celery_admin_runner.models import OpenDependency, Source, TaskRunOutput, TaskRunRecord
 from celery_admin_runner.retention import Selection, batches, count, cutoff_before, delete, prune
 from celery_admin_runner.states import FINISHED, UNFINISHED, State
 from tests.factories import make_run, make_runs, make_user
@@ -237,7 +238,7 @@ def test_a_run_that_came_back_to_life_keeps_its_row_and_its_output():
     assert TaskRunOutput.objects.filter(run=run).exists()
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
     django_assert_max_num_queries,
 ):
@@ -249,7 +250,8 @@ def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
     make_runs(300, finished_at=OLD)
     post_delete.connect(listener)
 
-    with django_assert_max_num_queries(17) as queries:
+    # Two pages, which of these may go, the turn; and six for each transaction of 100 at least.
+    with django_assert_max_num_queries(2 + 1 + 3 + 3 * 6) as queries:
         pruned()
 
     post_delete.disconnect(listener)
@@ -407,20 +409,31 @@ def test_a_seen_run_of_which_there_is_news_stays_with_its_output(target):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_few_that_were_seen_are_found_by_the_index_among_many_that_were_not():
-    make_runs(3000, finished_at=OLD, task_name="tests.tasks.many")
-    seen_run()
+@pytest.mark.parametrize(
+    ("fields", "index"),
+    [
+        ({}, "taskrun_finished_idx"),
+        ({"only_seen": True}, "taskrun_seen_idx"),
+        ({"tasks": ("tests.tasks.few",)}, "taskrun_by_task_idx"),
+        ({"tasks": ("tests.tasks.few",), "only_seen": True}, "taskrun_by_task_idx"),
+    ],
+)
+def test_the_few_that_are_to_go_are_found_by_an_index_among_many_that_stay(fields, index):
+    make_runs(3000, finished_at=NOW, created_at=NOW, task_name="tests.tasks.many")
+    run = seen_run(task_name="tests.tasks.few")
     with connection.cursor() as cursor:
         table = connection.ops.quote_name(TaskRunRecord._meta.db_table)
         is_mysql = connection.vendor == "mysql"
         cursor.execute(f"ANALYZE TABLE {table}" if is_mysql else f"ANALYZE {table}")
 
     with CaptureQueriesContext(connection) as queries:
-        found = list(batches(Selection(cutoff=CUTOFF, only_seen=True)))
+        found = list(batches(Selection(cutoff=CUTOFF, **fields)))
 
-    assert [len(keys) for keys in found] == [1]
-    for query in queries.captured_queries:
-        assert "taskrun_seen_idx" in plan_of(query["sql"])
+    assert found == [[run.pk]]
+    pages = [query["sql"] for query in queries.captured_queries if "LIMIT 5000" in query["sql"]]
+    assert len(pages) == 2
+    for sql in pages:
+        assert index in plan_of(sql)
 
 
 def plan_of(sql):
@@ -428,6 +441,117 @@ def plan_of(sql):
     with connection.cursor() as cursor:
         cursor.execute(f"{how} {sql}")
         return " ".join(str(row) for row in cursor.fetchall())
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_each_page_goes_on_where_the_last_one_ended_also_among_equals(monkeypatch, newest_first):
+    monkeypatch.setattr(deletion, "PAGE_SIZE", 2)
+    later, *equals = [old_run(finished_at=OLD + timedelta(hours=each)) for each in (9, 1, 1, 1, 1)]
+    earlier = old_run()
+
+    found = list(batches(Selection(cutoff=CUTOFF), batch_size=4, newest_first=newest_first))
+
+    order = [earlier, *equals, later][:: -1 if newest_first else 1]
+    assert found == [[run.pk for run in order[:4]], [run.pk for run in order[4:]]]
+
+
+@pytest.mark.django_db
+def test_the_newest_are_those_that_were_created_last():
+    later = old_run(created_at=OLD + timedelta(hours=1))
+    earlier = old_run()
+
+    pruned(keep_last=1)
+
+    assert left() == {later.pk}
+    assert earlier.pk not in left()
+
+
+@pytest.mark.django_db
+def test_only_of_the_tasks_asked_for_the_newest_stay():
+    runs = {name: [old_run(task_name=name) for _ in range(2)] for name in ("often", "seldom")}
+
+    number = pruned(keep_last=1, tasks=("often",))
+
+    assert number == 1
+    assert left() == {run.pk for run in [runs["often"][1], *runs["seldom"]]}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_all_that_hangs_on_a_run_is_seen_to_where_nobody_else_has_begun_the_transaction():
+    run, dependency, dependent, other = old_run(), make_run(), make_run(), make_run()
+    TaskRunOutput.objects.create(run=run, seq=1, stream="stdout", text="hello")
+    run.depends_on.add(dependency)
+    dependent.depends_on.add(run)
+    again = make_run(retry_of=run)
+    bookmark = Bookmark.objects.create(run=run)
+    Remark.objects.create(run=run)
+    awaited = old_run()
+    make_run(state=State.STARTED).depends_on.add(awaited)
+    stays = TaskRunOutput.objects.create(run=other, seq=1, stream="stdout", text="hello")
+
+    keys = [[run.pk, awaited.pk]]
+    number = sum(delete(Selection(cutoff=CUTOFF), keys))
+
+    again.refresh_from_db()
+    bookmark.refresh_from_db()
+    assert number == 1
+    assert run.pk not in left()
+    assert awaited.pk in left()
+    assert (again.retry_of_id, bookmark.run_id) == (None, None)
+    assert list(TaskRunOutput.objects.all()) == [stays]
+    assert not Remark.objects.exists()
+    assert TaskRunRecord.depends_on.through.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_dependency_that_is_open_goes_with_the_run_that_has_waited():
+    run, dependency = old_run(), old_run()
+    OpenDependency.objects.create(dependent=run, dependency=dependency)
+
+    numbers = list(prune(Selection(cutoff=CUTOFF)))
+
+    assert numbers == [1]
+    assert left() == {dependency.pk}
+    assert not OpenDependency.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_batch_takes_as_many_transactions_as_keep_each_short(monkeypatch):
+    monkeypatch.setattr(deletion, "FIRST_SIZE", 3)
+    monkeypatch.setattr(deletion, "BREATH_SECONDS", 0)
+    for vendor in deletion.AIMS:
+        monkeypatch.setitem(deletion.AIMS, vendor, 1e-9)
+    monkeypatch.setattr(deletion, "OTHER_AIM", 1e-9)
+    make_runs(10, finished_at=OLD)
+
+    with CaptureQueriesContext(connection) as queries:
+        numbers = list(prune(Selection(cutoff=CUTOFF), batch_size=8))
+
+    assert numbers == [8, 2]
+    turns = [query for query in queries.captured_queries if query["sql"].startswith("UPDATE")]
+    assert len(turns) == 4
+
+
+def test_a_few_rows_that_are_left_say_nothing_of_many():
+    pace = deletion.Pace(0.1)
+    pace.wrote(100, 0.01)
+
+    pace.wrote(3, 0.09)
+
+    assert pace.size == 200
+
+
+def test_a_transaction_writes_more_while_there_is_time_and_less_when_there_was_not():
+    pace = deletion.Pace(0.1)
+    sizes = [pace.size]
+
+    for seconds in (0.01, 0.02, 0.2, 0.1, 100, 100):
+        pace.wrote(pace.size, seconds)
+        sizes.append(pace.size)
+
+    # Never more than twice as many, nor less than half; and not fewer than the first.
+    assert sizes == [100, 200, 400, 200, 200, 100, 100]
 
 
 @pytest.mark.django_db
