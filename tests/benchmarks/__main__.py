@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.benchmarks import (
     calls,
     dispatch,
+    export,
     indexes,
     live,
     many,
@@ -30,6 +31,7 @@ from tests.benchmarks.measuring import Benchmark, Figure, as_json, as_line, as_m
 BENCHMARKS: dict[str, Benchmark] = {
     "calls": calls,
     "dispatch": dispatch,
+    "export": export,
     "indexes": indexes,
     "live": live,
     "many": many,
