@@ -180,8 +180,9 @@ class _Checked:
         if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
             raise TypeError(f"Give the arguments as a list, and not as {type(args).__name__}.")
         if not isinstance(kwargs, Mapping):
-            kind = type(kwargs).__name__
-            raise TypeError(f"Give the named arguments as a dict, and not as {kind}.")
+            raise TypeError(
+                f"Give the named arguments as a dict, and not as {type(kwargs).__name__}."
+            )
         signature = signature_of(task)
         bound = bind(signature, args, kwargs)
         self.arguments = bound.arguments
@@ -357,7 +358,7 @@ def _is_simple(value: Any) -> bool:
     if kind is str:
         return len(value) <= _SHORT and value.isascii() and "\x00" not in value
     if kind is int:
-        return -_LARGE < value < _LARGE
+        return bool(-_LARGE < value < _LARGE)
     return value is None or kind is bool
 
 

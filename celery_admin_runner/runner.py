@@ -785,16 +785,21 @@ class TaskRunner:
         if order.is_plain and not any(same.key for _call, same, _success in calls):
             return self._enter_many(order, [call for call, *_others in calls])
 
+        def key_of(number: int) -> str:
+            _call, same, _success = calls[number]
+            return same.key
+
         def write() -> list[TaskRunRecord]:
-            runs = []
-            for number, checked in enumerate(calls):
+            runs: dict[int, TaskRunRecord] = {}
+            # In the order of their keys: two who take the same do not wait for each other.
+            for number in sorted(range(len(calls)), key=key_of):
                 try:
-                    runs.append(self._begin(order, *checked))
+                    runs[number] = self._begin(order, *calls[number])
                 except AlreadyActive as error:
                     raise AlreadyActive(error.run, str(number)) from None
                 except InvalidArguments as error:
                     raise InvalidCalls({number: error}) from error
-            return runs
+            return [runs[number] for number in range(len(calls))]
 
         return written_together(write, using=_database())
 

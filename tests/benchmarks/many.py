@@ -14,9 +14,9 @@ from uuid import uuid4
 
 from celery_admin_runner.registry import celery_app
 from celery_admin_runner.runner import TaskRunner
+from tests.benchmarks.dispatch import QUEUE, timed_once
 from tests.benchmarks.journal import journal
 from tests.benchmarks.measuring import Figure, in_turns
-from tests.benchmarks.dispatch import QUEUE, timed_once
 from tests.benchmarks.tasks import nothing
 
 #: What is promised: ours against the sends alone.
