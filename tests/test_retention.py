@@ -419,7 +419,9 @@ def test_a_seen_run_of_which_there_is_news_stays_with_its_output(target):
     ],
 )
 def test_the_few_that_are_to_go_are_found_by_an_index_among_many_that_stay(fields, index):
-    make_runs(3000, finished_at=NOW, created_at=NOW, task_name="tests.tasks.many")
+    for number in range(50):
+        moment, name = NOW + timedelta(minutes=number), f"tests.tasks.other{number}"
+        make_runs(60, finished_at=moment, created_at=moment, task_name=name)
     run = seen_run(task_name="tests.tasks.few")
     with connection.cursor() as cursor:
         table = connection.ops.quote_name(TaskRunRecord._meta.db_table)
