@@ -214,9 +214,15 @@ def all_task_infos() -> list[TaskInfo]:
     With SHOW_ONLY_RUNNABLE only those that can be run.
     """
     tasks = celery_app().tasks
-    names = sorted(tasks, key=lambda name: (is_internal(name), name))
-    infos = (_info(tasks[name]) for name in names)
-    return [info for info in infos if info.is_runnable or not settings.SHOW_ONLY_RUNNABLE]
+    return [_info(tasks[name]) for name in all_task_names()]
+
+
+def all_task_names() -> list[str]:
+    """Return the names of ``all_task_infos``."""
+    names = sorted(celery_app().tasks, key=lambda name: (is_internal(name), name))
+    if not settings.SHOW_ONLY_RUNNABLE:
+        return names
+    return [name for name in names if rule_for(name) is not None]
 
 
 def matching(infos: Iterable[TaskInfo], text: str) -> list[TaskInfo]:
