@@ -24,7 +24,6 @@ class CeleryAdminRunnerConfig(AppConfig):
             contexts,
             encoding,
             invocations,
-            killing,
             late,
             receivers,
             recording,
@@ -40,7 +39,6 @@ class CeleryAdminRunnerConfig(AppConfig):
         recording.connect()
         late.connect()
         receivers.connect()
-        killing.register()
         invocations.connect()
         announcing.connect()
         startup.connect()

@@ -15,6 +15,8 @@ from celery_admin_runner.pulse import signals_blocked
 THREAD_NAME = "celery-admin-runner-dispatch"
 #: How long a worker that shuts down waits for the batch in hand, in seconds.
 ENDS_WITHIN = 10.0
+#: By its name: only a worker imports it, and with it Celery's own worker.
+KILL_STEP = "celery_admin_runner.killing:KillStep"
 
 
 class DispatchStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -55,10 +57,10 @@ class DispatchStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def connect() -> None:
-    """Give the step to each worker that begins in this process."""
-    worker_init.connect(add_step, dispatch_uid="celery_admin_runner.add_step")
+    """Give our steps to each worker that begins in this process."""
+    worker_init.connect(add_steps, dispatch_uid="celery_admin_runner.add_steps")
 
 
-def add_step(sender: Any, **kwargs: Any) -> None:
-    """Add the step to a worker: Celery 5.5 to 5.7 sends it before it makes its steps."""
-    sender.app.steps["worker"].add(DispatchStep)
+def add_steps(sender: Any, **kwargs: Any) -> None:
+    """Add our steps to a worker: Celery 5.5 to 5.7 sends it before it makes them."""
+    sender.app.steps["worker"].update({DispatchStep, KILL_STEP})

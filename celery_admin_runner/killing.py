@@ -10,6 +10,7 @@ import signal
 from functools import partial
 from typing import Any
 
+from celery import bootsteps
 from celery.worker.control import control_command
 from django.utils import timezone
 
@@ -17,6 +18,15 @@ from celery_admin_runner import tracking
 from celery_admin_runner.control import KILL_COMMAND
 from celery_admin_runner.recording import report
 from celery_admin_runner.states import State
+
+
+class KillStep(bootsteps.Step):  # type: ignore[misc]
+    """Teaches the worker that begins the command; other processes need nothing of this."""
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        """Bind it to a worker."""
+        super().__init__(parent, **kwargs)
+        register()
 
 
 def register() -> None:

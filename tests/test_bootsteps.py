@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from threading import enumerate as all_threads
@@ -11,7 +14,7 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from celery_admin_runner.bootsteps import THREAD_NAME, DispatchStep, add_step
+from celery_admin_runner.bootsteps import KILL_STEP, THREAD_NAME, DispatchStep, add_steps
 from celery_admin_runner.runner import TaskRunner
 from celery_admin_runner.states import State
 from tests.conftest import running_worker
@@ -56,12 +59,27 @@ def threads() -> list[str]:
     return [thread.name for thread in all_threads() if thread.name == THREAD_NAME]
 
 
-def test_a_worker_gets_the_step_when_it_begins():
+def test_a_worker_gets_our_steps_when_it_begins():
     worker = Worker()
 
-    add_step(worker)
+    add_steps(worker)
 
-    assert worker.steps["worker"] == {DispatchStep}
+    assert worker.steps["worker"] == {DispatchStep, KILL_STEP}
+
+
+def test_what_only_workers_need_is_imported_by_no_other_process():
+    ours = "django.setup(); import sys; assert 'celery_admin_runner.admin' in sys.modules"
+    workers = "print({'celery.worker.control', 'celery_admin_runner.killing'} & set(sys.modules))"
+
+    told = subprocess.run(
+        [sys.executable, "-c", f"import django; {ours}; {workers}"],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+        text=True,
+    )
+
+    assert told.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(("who", "is_included"), [("worker", True), ("beat", False)])
