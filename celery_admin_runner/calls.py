@@ -16,7 +16,6 @@ from kombu.utils.json import dumps as json_dumps
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from celery_admin_runner.annotations import is_secret_type, shape_of
 from celery_admin_runner.binding import Argument, Binding, Place, bind
 from celery_admin_runner.encoding import CALL_MAX_BYTES, ForeignCode, readable, to_plain
 from celery_admin_runner.exceptions import ALL, InvalidArguments, NotEncodable
@@ -125,7 +124,7 @@ def _signature(task: Task) -> Signature:
 
 def is_secret(parameter: Parameter) -> bool:
     """Tell whether an argument is one secret as a whole: by REDACT, or by its type."""
-    return is_secret_name(parameter.name) or is_secret_type(shape_of(parameter.annotation).base)
+    return is_secret_name(parameter.name) or parameter.is_secret_type
 
 
 def may_hold_secret(parameter: Parameter) -> bool:

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from django.db import connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_save, pre_save
 
 from celery_admin_runner.models import TaskRunRecord
@@ -64,7 +65,7 @@ def _insert(runs: Sequence[TaskRunRecord], using: str) -> None:
     columns = list(zip(*map(_values_of(), runs), strict=True))
     shape = tuple(map(_place, fields, columns))
     prepared = [
-        [field.get_db_prep_save(value, connection) for value in values]
+        _prepared(field, values, connection)
         for field, values, place in zip(fields, columns, shape, strict=True)
         if place == _PLACE
     ]
@@ -94,6 +95,16 @@ def _place(field: Any, values: Sequence[Any]) -> str:
     if isinstance(field, models.CharField | models.TextField):
         return "''"
     return "0" if isinstance(field, models.IntegerField) else _PLACE
+
+
+def _prepared(
+    field: Any, values: Sequence[Any], connection: BaseDatabaseWrapper
+) -> Sequence[Any]:
+    """Return the values of a column as the database takes them."""
+    first = values[0]
+    if all(value is first for value in values):
+        return [field.get_db_prep_save(first, connection)] * len(values)
+    return [field.get_db_prep_save(value, connection) for value in values]
 
 
 def _keys(cursor: Any, runs: Sequence[TaskRunRecord], using: str) -> Mapping[str, int]:

@@ -123,6 +123,11 @@ class Parameter:
         return self._own_adapter or _ANYTHING
 
     @cached_property
+    def is_secret_type(self) -> bool:
+        """Tell whether its type says that a value is one secret as a whole."""
+        return is_secret_type(shape_of(self.annotation).base)
+
+    @cached_property
     def _own_adapter(self) -> TypeAdapter[Any] | None:
         try:
             adapter = TypeAdapter(self.annotation)

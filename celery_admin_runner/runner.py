@@ -162,19 +162,28 @@ class _Order:
         ``success``: of the run since which it is ignored, if it is.
         """
         self.refuse_kept_secrets(call)
-        fate = {} if success is None else ignoring.ignored_fields(success, self.now)
+        fate: dict[str, Any] = {}
         if success is not None:
+            fate = ignoring.ignored_fields(success, self.now)
             fate |= dict.fromkeys(("dispatch_id", "claimed_at", "due_at"))
-        return TaskRunRecord(
-            **{
-                **self._common,
-                "task_id": str(uuid4()),
-                "args": call.stored_args,
-                "kwargs": call.stored_kwargs,
-                **same.fields,
-                **fate,
-            }
-        )
+        values = {
+            **self._values,
+            "task_id": str(uuid4()),
+            "args": call.stored_args,
+            "kwargs": call.stored_kwargs,
+            **same.fields,
+            **fate,
+        }
+        # By their order: Django takes twice as long for named ones.
+        return TaskRunRecord(*values.values())
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """The values of all fields of a row, in their order."""
+        run = TaskRunRecord(**self._common)
+        return {
+            field.attname: getattr(run, field.attname) for field in run._meta.concrete_fields
+        }
 
     def refuse_kept_secrets(self, call: Call) -> None:
         """Raise InvalidArguments if a secret would have to be kept."""
