@@ -166,7 +166,7 @@ class _Order:
         if success is not None:
             fate = ignoring.ignored_fields(success, self.now)
             fate |= dict.fromkeys(("dispatch_id", "claimed_at", "due_at"))
-        values = {
+        values: dict[str, Any] = {
             **self._values,
             "task_id": str(uuid4()),
             "args": call.stored_args,
@@ -174,8 +174,9 @@ class _Order:
             **same.fields,
             **fate,
         }
-        # By their order: Django takes twice as long for named ones.
-        return TaskRunRecord(*values.values())
+        in_order: list[Any] = list(values.values())
+        # Django takes twice as long for named ones.
+        return TaskRunRecord(*in_order)
 
     @cached_property
     def _values(self) -> dict[str, Any]:
