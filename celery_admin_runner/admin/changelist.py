@@ -8,10 +8,12 @@ from typing import Any
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.http import HttpRequest
+from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 
 from celery_admin_runner.admin.figures import TaskFigures
 from celery_admin_runner.admin.links import run_page_url
+from celery_admin_runner.admin.rows import Table
 from celery_admin_runner.figures import Figures
 from celery_admin_runner.models import CeleryTask
 from celery_admin_runner.registry import TaskInfo, matching
@@ -128,7 +130,12 @@ class TaskChangeList(ChangeList):
 
     def url_for_result(self, result: CeleryTask) -> str:  # type: ignore[override]
         """Return the address of the page on which the task is run."""
-        return run_page_url(self.model_admin.admin_site, result.task_name)
+        return run_page_url(self.model_admin.admin_site, str(result.pk))
+
+    @cached_property
+    def table(self) -> Table:
+        """The tasks as they are shown."""
+        return Table(self)
 
     def _orders(self) -> list[tuple[str, bool]]:
         """Return the columns to sort by, the most important first; unknown ones are left out."""

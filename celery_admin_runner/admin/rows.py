@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from django.contrib.admin.templatetags.admin_list import items_for_result, result_headers
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import CharField, TextField
 from django.utils.html import format_html
+from django.utils.http import RFC3986_SUBDELIMS
 from django.utils.safestring import SafeString
 
 #: Stands for a primary key in an address.
 _ANY_KEY = "31415926535897932384"
+#: What Django leaves as it is in the part of an address.
+_SAFE = f"{RFC3986_SUBDELIMS}/~:@"
 
 
 class Row(list[SafeString]):
@@ -65,7 +69,8 @@ class Table:
         for each in self._cl.result_list:
             texts = [show(each) for show in shows]
             if all(isinstance(text, str) for text in texts):
-                yield Row([format_html(html, *texts, url=f"{before}{each.pk}{after}")])
+                key = quote(str(each.pk), safe=_SAFE)
+                yield Row([format_html(html, *texts, url=f"{before}{key}{after}")])
             else:
                 yield self._as_admin_does(each)
 

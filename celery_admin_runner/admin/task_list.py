@@ -117,6 +117,10 @@ class TaskListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     # Columns
 
+    def action_checkbox(self, task: CeleryTask) -> SafeString:
+        """Show the box that selects a task."""
+        return display.selection_box(task.info.name, str(task))
+
     @admin.display(description=_("Task"), ordering="task_name")
     def task(self, task: CeleryTask) -> SafeString:
         """Show the name, and the first line of the docstring."""
