@@ -17,11 +17,13 @@ from celery import signals
 from celery.app.task import Context, Task
 from celery.exceptions import Reject
 from celery.states import IGNORED, REJECTED
+from django.core.signals import setting_changed
 from django.utils import timezone
 
 from celery_admin_runner import ignoring, publishing, runs, tracking
 from celery_admin_runner.base import REFUSED, REPLACED, DjangoTask
 from celery_admin_runner.calls import secrets_of
+from celery_admin_runner.conf import SETTING, settings
 from celery_admin_runner.encoding import text_of
 from celery_admin_runner.exceptions import RunCancelled
 from celery_admin_runner.headers import MASKED_ARGS_HEADER, MASKED_KWARGS_HEADER, marks_run
@@ -33,6 +35,8 @@ from celery_admin_runner.states import State
 #: By this signal Celery 5.7 asks a task to stop as its soft time limit does: the task may
 #: go on, and its process tells how it ended. Windows does not have it.
 ASKS_ONLY = getattr(signal, "SIGUSR1", None)
+#: The one receiver that is connected only where it is needed.
+HANDOVER = "celery_admin_runner.on_after_publish"
 
 
 def is_tracked(request: Context) -> bool:
@@ -221,7 +225,6 @@ def connect() -> None:
     for source, receiver in (
         (signals.beat_init, publishing.learn_that_this_is_beat),
         (signals.before_task_publish, on_before_publish),
-        (signals.after_task_publish, on_after_publish),
         (signals.task_prerun, on_prerun),
         (signals.task_success, on_success),
         (signals.task_failure, on_failure),
@@ -231,6 +234,22 @@ def connect() -> None:
         (signals.task_unknown, on_unknown),
     ):
         source.connect(receiver, dispatch_uid=f"celery_admin_runner.{receiver.__name__}")
+    connect_handover()
+    setting_changed.connect(on_setting_changed, dispatch_uid="celery_admin_runner.track")
+
+
+def connect_handover() -> None:
+    """Hear of what the broker took where TRACK names tasks; elsewhere no message pays for it."""
+    if settings.TRACK:
+        signals.after_task_publish.connect(on_after_publish, dispatch_uid=HANDOVER)
+    else:
+        signals.after_task_publish.disconnect(dispatch_uid=HANDOVER)
+
+
+def on_setting_changed(setting: str, **kwargs: Any) -> None:
+    """A test has other settings for a while."""
+    if setting == SETTING:
+        connect_handover()
 
 
 def _start(task: Task, request: Context) -> bool:

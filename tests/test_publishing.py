@@ -125,6 +125,15 @@ def test_only_a_message_with_a_mark_or_a_name_is_looked_into(
     assert publishing.may_concern("tests.tasks.add", {"id": "id", **headers}) is is_seen
 
 
+@pytest.mark.parametrize(("patterns", "is_heard"), [([], False), (["other.*"], True)])
+def test_what_the_broker_took_is_heard_of_only_where_tasks_are_tracked(
+    configure, patterns, is_heard
+):
+    configure(TRACK=patterns)
+
+    assert signals.after_task_publish.has_listeners() is is_heard
+
+
 @pytest.mark.django_db
 def test_celerys_own_tasks_are_never_journalled(configure):
     configure(TRACK=["*"])
