@@ -250,8 +250,8 @@ def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
     make_runs(300, finished_at=OLD)
     post_delete.connect(listener)
 
-    # Two pages, which of these may go, the turn; and six for each transaction of 100 at least.
-    with django_assert_max_num_queries(2 + 1 + 3 + 3 * 6) as queries:
+    # Two pages, which of these may go, the turn; and six for each transaction of 250 at least.
+    with django_assert_max_num_queries(2 + 1 + 3 + 2 * 6) as queries:
         pruned()
 
     post_delete.disconnect(listener)
@@ -537,11 +537,11 @@ def test_a_batch_takes_as_many_transactions_as_keep_each_short(monkeypatch):
 
 def test_a_few_rows_that_are_left_say_nothing_of_many():
     pace = deletion.Pace(0.1)
-    pace.wrote(100, 0.01)
+    pace.wrote(250, 0.01)
 
     pace.wrote(3, 0.09)
 
-    assert pace.size == 200
+    assert pace.size == 500
 
 
 def test_a_transaction_writes_more_while_there_is_time_and_less_when_there_was_not():
@@ -553,7 +553,7 @@ def test_a_transaction_writes_more_while_there_is_time_and_less_when_there_was_n
         sizes.append(pace.size)
 
     # Never more than twice as many, nor less than half; and not fewer than the first.
-    assert sizes == [100, 200, 400, 200, 200, 100, 100]
+    assert sizes == [250, 500, 1000, 500, 500, 250, 250]
 
 
 @pytest.mark.django_db
