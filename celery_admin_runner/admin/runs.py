@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
-from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as of_admin
 from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from celery_admin_runner.admin import display, filters
@@ -137,13 +134,7 @@ class TaskRunRecordAdmin(
     @admin.display(description="")
     def action_checkbox(self, run: TaskRunRecord) -> SafeString:
         """Show the box that selects a run: admin's own, without a template for each."""
-        label = format_html(of_admin("Select this object for an action - {}"), str(run))
-        return format_html(
-            '<input type="checkbox" name="{}" value="{}" class="action-select" aria-label="{}">',
-            ACTION_CHECKBOX_NAME,
-            str(run.pk),
-            label,
-        )
+        return display.selection_box(str(run.pk), str(run))
 
     @admin.display(description=pgettext_lazy("of a run", "state"))
     def state_column(self, run: TaskRunRecord) -> SafeString:
