@@ -48,7 +48,9 @@ _DOUBTFUL_JSON = (
     "AND {0} ~ '[.]([0-9]+0([^0-9]|$)|0000|[0-9]{{7}})|[0-9]{{10}}[.][0-9]')"
 )
 #: NULL and "" are nothing in between two commas; a "" of its own would be put in quotes.
-_SQL_OF_TEXT = f"CASE WHEN {_STARTS_AS_FORMULA} THEN '''' || {{0}} ELSE nullif({{0}}, '') END"
+_SQL_OF_TEXT = (
+    f"CASE WHEN {{0}} = '' THEN NULL WHEN {_STARTS_AS_FORMULA} THEN '''' || {{0}} ELSE {{0}} END"
+)
 _SQL_OF_JSON = "CASE WHEN ascii({0}) = 45 THEN '''' || {0} ELSE nullif({0}, 'null') END"
 _SQL_OF_TIME = (
     "replace(to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"'), "
@@ -56,8 +58,10 @@ _SQL_OF_TIME = (
 )
 #: Seconds as Python writes a float: 90.0, 0.5, 1e-05.
 _SQL_OF_DURATION = (
-    "CASE WHEN {1} <= {0} THEN '0.0' ELSE "
-    "regexp_replace((extract(epoch FROM {1} - {0})::float8)::text, '^[0-9]+$', '\\&.0') END"
+    "CASE WHEN {1} <= {0} THEN '0.0' "
+    "WHEN date_trunc('second', {1} - {0}) = {1} - {0} "
+    "THEN extract(epoch FROM {1} - {0})::bigint || '.0' "
+    "ELSE extract(epoch FROM {1} - {0})::float8::text END"
 )
 
 
