@@ -377,6 +377,16 @@ def test_a_search_for_nothing_asks_for_no_runs(client: Client) -> None:
     assert len(queries) == 5
 
 
+def test_a_filter_that_leaves_nothing_asks_once(client: Client) -> None:
+    make(6)
+
+    with CaptureQueriesContext(connection) as queries:
+        assert shown(page_of(client, url(state=State.LOST))) == []
+
+    # Session, user, runs.
+    assert len(queries) == 3
+
+
 def test_a_search_is_resolved_before_runs_are_asked_for(client: Client) -> None:
     make(6, task_name="shop.close")
     make(6, task_name="other.open")

@@ -210,17 +210,20 @@ class RunPages:
 
         Where the first one holds all, nothing is counted.
         """
-        rows = self._runs.rows(0, self._size + 1) if number == 1 else []
-        if number == 1 and len(rows) <= self._size:
-            self.counted = Counted(number=len(rows), is_capped=False)
+        rows: list[TaskRunRecord] | None = None
+        if number == 1:
+            rows = self._runs.rows(0, self._size + 1)
+            if len(rows) <= self._size:
+                self.counted = Counted(number=len(rows), is_capped=False)
         last = ceil(self.counted.number / self._size)
         if last <= 1:
             # As in admin: where there is one page only, it is that one.
             number = 1
         elif not 1 <= number <= last:
             raise EmptyPage(number)
-        start = (number - 1) * self._size
-        rows = rows[: self._size] or self._runs.rows(start, start + self._size)
+        if rows is None:
+            rows = self._runs.rows((number - 1) * self._size, number * self._size)
+        rows = rows[: self._size]
         onward: Sequence[Way] = ()
         if self.counted.is_capped and rows:
             is_last = number == last
