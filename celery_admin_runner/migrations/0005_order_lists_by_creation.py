@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import django.db.models.deletion
 from django.conf import settings
 from django.db import migrations, models
@@ -8,7 +12,7 @@ from celery_admin_runner.sparse import SparseIndex
 KEYS = ("retry_of", "cancel_requested_by")
 
 
-def drop_indexes_of_keys(apps, editor):
+def drop_indexes_of_keys(apps: Any, editor: Any) -> None:
     """Drop the indexes of the foreign keys; MariaDB drops some of them by itself."""
     model = apps.get_model("celery_admin_runner", "taskrunrecord")
     with editor.connection.cursor() as cursor:
@@ -21,7 +25,7 @@ def drop_indexes_of_keys(apps, editor):
                 editor.execute(models.Index(fields=[key], name=name).remove_sql(model, editor))
 
 
-def make_indexes_of_keys(apps, editor):
+def make_indexes_of_keys(apps: Any, editor: Any) -> None:
     """Make them again, under the names that Django gives them."""
     model = apps.get_model("celery_admin_runner", "taskrunrecord")
     for key in KEYS:
@@ -30,9 +34,9 @@ def make_indexes_of_keys(apps, editor):
         editor.add_index(model, models.Index(fields=[key], name=name))
 
 
-def key_without_index(name, to, **options):
+def key_without_index(name: str, to: str, **options: Any) -> migrations.AlterField:
     """Return what tells Django that a foreign key has no index; the database has it already."""
-    field = models.ForeignKey(
+    field: Any = models.ForeignKey(
         blank=True,
         db_index=False,
         null=True,
@@ -43,7 +47,8 @@ def key_without_index(name, to, **options):
     return migrations.AlterField("taskrunrecord", name, field)
 
 
-def added(*fields, name, known=None):
+def added(*fields: str, name: str, known: str | None = None) -> migrations.AddIndex:
+    """Return what makes an index; ``known``: of the rows in which that is not null."""
     if known is None:
         return migrations.AddIndex("taskrunrecord", models.Index(fields=fields, name=name))
     return migrations.AddIndex(
