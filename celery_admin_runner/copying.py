@@ -58,7 +58,7 @@ def copied(
         return Page(text="", rows=0, last=None, is_end=True)
     lines: list[bytes] = []
     doubtful: dict[int, int] = {}
-    received = length = 0
+    discarded = length = 0
     pk = moment = b""
     with (
         connection.wrap_database_errors,
@@ -67,18 +67,21 @@ def copied(
     ):
         # PostgreSQL sends each row in a message of its own.
         for message in messages:
-            received += 1
-            if length < enough:
-                doubt, pk, moment, line = bytes(message).split(b",", 3)
-                if doubt == b"t":
-                    doubtful[int(pk)] = len(lines)
-                length += len(line)
-                lines.append(line[:-1] or _EMPTY)
-    is_end = received == len(lines) < size
+            if length >= enough:
+                discarded += 1
+                continue
+            line, doubt, pk, moment = bytes(message).rsplit(b",", 3)
+            if doubt == b"t":
+                doubtful[int(pk)] = len(lines)
+            length += len(line)
+            lines.append(line)
+    is_end = not discarded and len(lines) < size
+    if len(columns) == 1:
+        lines = [line or _EMPTY for line in lines]
     if doubtful:
         lines = _without_doubt(runs, columns, lines, doubtful)
     return Page(
-        text=b"".join([line + b"\r\n" for line in lines]).decode(),
+        text=b"\r\n".join([*lines, b""]).decode(),
         rows=len(lines),
         last=(_utc(moment), int(pk)) if pk else None,
         is_end=is_end,
@@ -86,7 +89,7 @@ def copied(
 
 
 def _utc(moment: bytes) -> datetime:
-    return datetime.fromisoformat(moment.decode()).replace(tzinfo=UTC)
+    return datetime.fromisoformat(moment.decode().rstrip()).replace(tzinfo=UTC)
 
 
 def _without_doubt(
@@ -104,7 +107,7 @@ def _without_doubt(
 
 
 def _statement(connection: Any, runs: TaskRunRecordQuerySet, columns: Sequence[Column]) -> str:
-    """Return the COPY of what ``runs`` names: doubt, primary key and time, and then the cells.
+    """Return the COPY of what ``runs`` names: the cells, then doubt, primary key and time.
 
     What is read of a run stands in a query of its own, whose limit keeps the planner from
     merging the two: each JSON is made into a text once, however often that is looked at.
@@ -122,10 +125,10 @@ def _statement(connection: Any, runs: TaskRunRecordQuerySet, columns: Sequence[C
     # psycopg could not read a time either if PostgreSQL wrote it in another style than ISO.
     created_at, pk = (names[path] for path in KEY_PATHS)
     cells = [
+        *(over_read(column.sql or "NULL", column) for column in columns),
         " OR ".join(doubts) or "false",
         pk,
         f"{created_at} AT TIME ZONE 'UTC'",
-        *(over_read(column.sql or "NULL", column) for column in columns),
     ]
     select = " ".join(["SELECT", ", ".join(cells), "FROM", f"({runs_sql}) AS runs"])
     return f"COPY ({select}) TO STDOUT (FORMAT csv, ENCODING 'UTF8')"
