@@ -11,7 +11,7 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import F
+from django.db.models import Case, F, OuterRef, Subquery, When
 from django.db.models.expressions import Combinable
 
 from celery_admin_runner.cells import (
@@ -23,6 +23,7 @@ from celery_admin_runner.cells import (
     paths_of,
     rows_of,
 )
+from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 
 #: Python's csv module writes this for a row of one empty cell.
@@ -135,5 +136,14 @@ def _statement(connection: Any, runs: TaskRunRecordQuerySet, columns: Sequence[C
 
 
 def _expression(path: str, using: str) -> Combinable:
+    """Return what is read at a path, as an expression.
+
+    What a foreign key refers to is looked up only where there is one: mostly there is none.
+    """
+    reference, _, name = path.partition("__")
+    if name:
+        model: Any = TaskRunRecord._meta.get_field(reference).related_model
+        found = model._base_manager.filter(pk=OuterRef(reference)).values(name)
+        return Case(When(**{f"{reference}__isnull": False}, then=Subquery(found)))
     expression = expression_of(path, using)
     return F(expression) if isinstance(expression, str) else expression
