@@ -12,13 +12,14 @@ from typing import Any, cast
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Exists, F, Func, OuterRef, Q
+from django.db.models import Exists, F, Lookup, OuterRef, Q
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils import timezone
 
 from celery_admin_runner.deadlocks import written_together
 from celery_admin_runner.forking import fork_waits
 from celery_admin_runner.models import Lease, OpenDependency, TaskRunRecord
+from celery_admin_runner.moments import exactly
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.states import FINISHED, UNFINISHED
 
@@ -31,8 +32,9 @@ PAGE_SIZE = 5000
 AIMS = {"postgresql": 0.02, "sqlite": 0.06}
 OTHER_AIM = 0.025
 #: The first one writes so many, and each at least: with fewer, what is asked once for each takes
-#: longer than the rows.
+#: longer than the rows. Where that needs no way to a server, fewer will do.
 FIRST_SIZE = 250
+FIRST_SIZES = {"sqlite": 100}
 #: Pause after each batch where one writer holds the whole database. SQLite knocks every
 #: 0.1 s at most: without a pause this long a waiting writer would find it locked until it
 #: gives up.
@@ -71,7 +73,8 @@ def delete_runs(runs: TaskRunRecordQuerySet, keys: Iterable[list[int]]) -> Itera
     connection = connections[runs.db]
     leases = Lease.objects.using(runs.db)
     leases.bulk_create([Lease(name=TURN, expires_at=timezone.now())], ignore_conflicts=True)
-    pace = Pace(AIMS.get(connection.vendor, OTHER_AIM))
+    vendor = connection.vendor
+    pace = Pace(AIMS.get(vendor, OTHER_AIM), FIRST_SIZES.get(vendor, FIRST_SIZE))
     begun_at = 0.0
 
     def delete(pks: list[int]) -> int:
@@ -100,8 +103,8 @@ def delete_runs(runs: TaskRunRecordQuerySet, keys: Iterable[list[int]]) -> Itera
 class Pace:
     """How many rows a transaction is to write for it to take as long as it may, in seconds."""
 
-    def __init__(self, aim: float) -> None:
-        self.size = FIRST_SIZE
+    def __init__(self, aim: float, least: int) -> None:
+        self.size = self._least = least
         self._aim = aim
 
     def wrote(self, rows: int, seconds: float) -> None:
@@ -113,24 +116,23 @@ class Pace:
         if rows < self.size and seconds < self._aim:
             return
         fitting = int(rows * self._aim / max(seconds, 1e-6))
-        self.size = max(FIRST_SIZE, min(max(fitting, self.size // 2), self.size * 2))
+        self.size = max(self._least, min(max(fitting, self.size // 2), self.size * 2))
 
 
-class Among(Func):
+class Among(Lookup):  # type: ignore[type-arg]
     """The condition that a column holds one of these keys, see ``_keys``."""
 
-    output_field = models.BooleanField()
+    prepare_rhs = False
 
     def __init__(self, column: str, keys: Sequence[int]) -> None:
-        super().__init__(F(column))
-        self.keys = keys
+        super().__init__(F(column), keys)
 
     def as_sql(  # type: ignore[override]
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper
     ) -> tuple[str, list[Any]]:
         """Write the column, and then the keys."""
-        column, parameters = compiler.compile(self.get_source_expressions()[0])
-        keys, more = _keys(self.keys, connection.alias)
+        column, parameters = self.process_lhs(compiler, connection)
+        keys, more = _keys(self.rhs, connection.alias)
         return f"{column} {keys}", [*parameters, *more]
 
 
@@ -149,7 +151,7 @@ def pages_of(
     page: list[Any] = list(rows[:PAGE_SIZE])
     while page:
         yield page
-        key, value = page[-1][:2]
+        key, value = page[-1][0], exactly(page[-1][1], runs.db)
         after = Q(**{f"{along}__{beyond}": value}) | Q(**{f"pk__{beyond}": key})
         page = list(rows.filter(after, **{f"{along}__{beyond}e": value})[:PAGE_SIZE])
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -250,8 +251,8 @@ def test_no_row_is_loaded_even_when_somebody_listens_to_deletions(
     make_runs(300, finished_at=OLD)
     post_delete.connect(listener)
 
-    # Two pages, which of these may go, the turn; and six for each transaction of 250 at least.
-    with django_assert_max_num_queries(2 + 1 + 3 + 2 * 6) as queries:
+    # Two pages, which of these may go, the turn; and six for each transaction of 100 at least.
+    with django_assert_max_num_queries(2 + 1 + 3 + 3 * 6) as queries:
         pruned()
 
     post_delete.disconnect(listener)
@@ -521,6 +522,7 @@ def test_a_dependency_that_is_open_goes_with_the_run_that_has_waited():
 @pytest.mark.django_db(transaction=True)
 def test_a_batch_takes_as_many_transactions_as_keep_each_short(monkeypatch):
     monkeypatch.setattr(deletion, "FIRST_SIZE", 3)
+    monkeypatch.setattr(deletion, "FIRST_SIZES", {})
     monkeypatch.setattr(deletion, "BREATH_SECONDS", 0)
     for vendor in deletion.AIMS:
         monkeypatch.setitem(deletion.AIMS, vendor, 1e-9)
@@ -535,8 +537,21 @@ def test_a_batch_takes_as_many_transactions_as_keep_each_short(monkeypatch):
     assert len(turns) == 4
 
 
+@pytest.mark.django_db
+def test_a_condition_on_keys_stands_as_it_is_for_the_database_to_look_them_up():
+    runs = make_runs(3)
+    pks = [run.pk for run in runs[:2]]
+
+    with CaptureQueriesContext(connection) as queries:
+        found = set(TaskRunRecord.objects.filter(deletion.Among("pk", pks)))
+
+    assert found == set(runs[:2])
+    # MySQL finds no row by its key where the condition is compared with a truth value.
+    assert re.search(r"(IN \([0-9, ]+\)|= ANY\([^=]+\)) ORDER BY", queries[0]["sql"])
+
+
 def test_a_few_rows_that_are_left_say_nothing_of_many():
-    pace = deletion.Pace(0.1)
+    pace = deletion.Pace(0.1, 250)
     pace.wrote(250, 0.01)
 
     pace.wrote(3, 0.09)
@@ -545,7 +560,7 @@ def test_a_few_rows_that_are_left_say_nothing_of_many():
 
 
 def test_a_transaction_writes_more_while_there_is_time_and_less_when_there_was_not():
-    pace = deletion.Pace(0.1)
+    pace = deletion.Pace(0.1, 250)
     sizes = [pace.size]
 
     for seconds in (0.01, 0.02, 0.2, 0.1, 100, 100):
