@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import reduce
 from operator import or_
 from typing import Any, Self, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, Self, TypeVar
 from django.core.exceptions import EmptyResultSet
 from django.db import connections, models
 from django.db.models import Q
+
+from celery_admin_runner.moments import exactly
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -72,7 +75,10 @@ class AlternativesQuerySet(models.QuerySet[Row]):
         if not values:
             return self.none()
         lookup = f"{name[1:]}__gte" if name.startswith("-") else f"{name}__lte"
-        return super().filter(**{lookup: values[-1]})[:size]
+        last = values[-1]
+        if isinstance(last, datetime):
+            last = exactly(last, self.db)
+        return super().filter(**{lookup: last})[:size]
 
     def count_up_to(self, limit: int) -> int:
         """Return how many rows there are, at most ``limit``: no more are looked at."""

@@ -8,10 +8,8 @@ from functools import partial
 from typing import Any, TextIO
 
 from django.contrib.contenttypes.models import ContentType
-from django.db import connections
 from django.db.models import Q, Sum, TextField
 from django.db.models.functions import Cast, Coalesce, Length
-from django.utils import timezone
 from import_export.fields import Field
 from import_export.resources import ModelResource
 
@@ -33,6 +31,7 @@ from celery_admin_runner.cells import (
 from celery_admin_runner.copying import can_copy, copied
 from celery_admin_runner.encoding import readable_text
 from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.moments import exactly
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 
 #: The columns of an export, in their order.
@@ -199,10 +198,7 @@ def _batches(runs: TaskRunRecordQuerySet, read: Read, pace: _Pace) -> Iterator[C
 
 def _beyond(key: Key, using: str) -> Q:
     """Return the condition that a run stands below this place, for an index on the time."""
-    created_at, pk = key
-    if timezone.is_naive(created_at) and connections[using].features.supports_timezones:
-        # Once a year a naive time is two moments; which of the two, it knows itself ("fold").
-        created_at = timezone.make_aware(created_at, timezone.get_default_timezone())
+    created_at, pk = exactly(key[0], using), key[1]
     return Q(created_at__lte=created_at) & (Q(created_at__lt=created_at) | Q(pk__lt=pk))
 
 

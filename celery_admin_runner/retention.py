@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cache, partial
 
@@ -24,6 +24,7 @@ from celery_admin_runner.deletion import (
 )
 from celery_admin_runner.exceptions import PruneError
 from celery_admin_runner.models import OpenDependency, Source, TaskRunRecord
+from celery_admin_runner.moments import exactly
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.skipping import values_in
 from celery_admin_runner.states import FINISHED, State
@@ -31,8 +32,8 @@ from celery_admin_runner.states import FINISHED, State
 #: What its user has seen goes when it ended longer ago than this, unless another age is asked
 #: for: it is shown for 30 seconds more (``querysets.SECONDS_SINCE_SEEN``).
 SEEN_AGE = timedelta(seconds=120)
-#: Before each run: when the oldest of a task was created of which all stay.
-NEVER = datetime.min.replace(tzinfo=UTC)
+#: When a run was created, and its primary key.
+_Place = tuple[datetime, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def _pages(selection: Selection, *, newest_first: bool) -> Iterator[list[int]]:
             keys = [
                 pk
                 for pk, _, *more in page
-                if not more or (more[1], pk) < oldest_kept(more[0])
+                if not more or _is_below((more[1], pk), oldest_kept(more[0]), runs.db)
             ]
             if keys:
                 going = set(unneeded.filter(Among("pk", keys)))
@@ -137,13 +138,19 @@ def _parts(selection: Selection) -> Iterator[tuple[TaskRunRecordQuerySet, str]]:
         yield runs.filter(finished_at__lt=selection.cutoff), "finished_at"
 
 
-def _oldest_kept(
-    runs: TaskRunRecordQuerySet, task_name: str, *, number: int
-) -> tuple[datetime, int]:
-    """Return when the last of a task's newest runs was created that stay, and its primary key."""
+def _is_below(place: _Place, oldest_kept: _Place | None, using: str) -> bool:
+    """Tell whether a run stands below the last of those of its task that stay."""
+    if oldest_kept is None:
+        return False
+    (created_at, pk), (kept_at, kept_pk) = place, oldest_kept
+    return (exactly(created_at, using), pk) < (exactly(kept_at, using), kept_pk)
+
+
+def _oldest_kept(runs: TaskRunRecordQuerySet, task_name: str, *, number: int) -> _Place | None:
+    """Return where the last of a task's newest runs stands that stay; None: all stay."""
     finished = runs.of_task(task_name).in_state(FINISHED).order_by("-created_at", "-pk")
     newest = finished.values_list("created_at", "pk")[number - 1 : number]
-    return newest.first() or (NEVER, 0)
+    return newest.first()
 
 
 def task_names(patterns: tuple[str, ...], *, using: str) -> list[str]:

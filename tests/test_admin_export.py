@@ -457,3 +457,17 @@ def test_under_asgi_a_client_that_leaves_ends_the_export() -> None:
     asyncio.run(leave())
 
     assert re.fullmatch(r"Export stopped after \d+ rows: CSV; no filter", message())
+
+
+def test_the_place_in_the_list_is_no_filter_of_an_export(client: Client) -> None:
+    client.force_login(make_superuser())
+    runs = make_runs(2)
+    query = {"state": "SUCCESS", "before": "1769862601123456-7"}
+
+    page = client.get(url(**query))
+    response = client.post(url(**query), form("id"))
+
+    exported = b"".join(response.streaming_content).decode().split()
+    assert page.context["filter"] == "state=SUCCESS"
+    assert {int(cell) for cell in exported[1:]} == {run.pk for run in runs}
+    assert "before" not in LogEntry.objects.get().change_message

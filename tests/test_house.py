@@ -29,7 +29,8 @@ README = Path(__file__).parent.parent / "README.rst"
 #: Modules and sub-packages from the bottom up. Each imports only from lower lines, or from
 #: its own sub-package.
 LAYERS = (
-    {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"},
+    {"conf", "states", "exceptions", "signals", "durations", "attempts", "headers"}
+    | {"moments"},
     {"answers", "contexts", "queues", "handles", "changes", "deadlocks", "skipping"}
     | {"alternatives", "of_each", "sparse"},
     {"base"},

@@ -28,6 +28,7 @@ from import_export.forms import SelectableFieldsExportForm
 from import_export.signals import post_export
 
 from celery_admin_runner.admin.links import model_url
+from celery_admin_runner.admin.pages import AFTER, BEFORE
 from celery_admin_runner.encoding import storable_text
 from celery_admin_runner.export import CsvBatch, TaskRunRecordResource, csv_batches
 from celery_admin_runner.models import TaskRunRecord
@@ -276,7 +277,7 @@ class RunExportMixin(ExportActionMixin):  # type: ignore[misc]
 
 def _filter_text(request: HttpRequest) -> str:
     """Return the list's search and filters as they stand in the address, or ""."""
-    unfiltering = {"o", "p", "all", "e", "_changelist_filters"}
+    unfiltering = {"o", "p", "all", "e", BEFORE, AFTER, "_changelist_filters"}
     return "; ".join(
         f"{name}={value}"
         for name, values in request.GET.lists()

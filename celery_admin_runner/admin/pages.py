@@ -18,13 +18,16 @@ from typing import Any, Self
 from django.conf import settings
 from django.contrib.admin.views.main import PAGE_VAR
 from django.core.paginator import EmptyPage, InvalidPage, Paginator
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.moments import exactly
 from celery_admin_runner.querysets import TaskRunRecordQuerySet
 
 #: In the address: the page with the runs created before, or after, this place in the journal.
@@ -39,7 +42,7 @@ COUNT_MAX_OF_SEVERAL = 500
 NEWEST_FIRST, OLDEST_FIRST = ("-created_at", "-id"), ("created_at", "id")
 
 #: Microseconds since 1970, and a primary key.
-_PLACE = re.compile(r"([0-9]{1,18})-([0-9]{1,19})")
+_PLACE = re.compile(r"(-?[0-9]{1,18})-([0-9]{1,19})")
 _PK_MAX = 2**63 - 1
 _MICROSECOND = timedelta(microseconds=1)
 _TEXTS = {
@@ -64,22 +67,27 @@ class Place:
     @classmethod
     def of(cls, run: TaskRunRecord) -> Self:
         """Return the place of a run."""
-        return cls(moment=run.created_at, pk=run.pk)
+        return cls(moment=exactly(run.created_at, str(run._state.db)), pk=run.pk)
 
     @classmethod
-    def read(cls, text: str) -> Self:
-        """Return the place that was written into an address; raises WrongPlace."""
+    def read(cls, text: str, *, using: str = DEFAULT_DB_ALIAS) -> Self:
+        """Return the place that was written into an address; raises WrongPlace.
+
+        Its moment is aware or naive as this database wants to be asked for it.
+        """
         numbers = _PLACE.fullmatch(text)
         if numbers is None or int(numbers[2]) > _PK_MAX:
             raise WrongPlace(text)
         try:
-            moment = _epoch() + int(numbers[1]) * _MICROSECOND
+            is_aware = settings.USE_TZ or connections[using].features.supports_timezones
+            moment = _epoch(is_aware=is_aware) + int(numbers[1]) * _MICROSECOND
         except OverflowError as error:
             raise WrongPlace(text) from error
         return cls(moment=moment, pk=int(numbers[2]))
 
     def __str__(self) -> str:
-        return f"{(self.moment - _epoch()) // _MICROSECOND}-{self.pk}"
+        since = self.moment - _epoch(is_aware=timezone.is_aware(self.moment))
+        return f"{since // _MICROSECOND}-{self.pk}"
 
     @property
     def older(self) -> Q:
@@ -196,7 +204,7 @@ class RunPages:
             raise WrongPlace(places)
         for name, text in places.items():
             is_outermost = text == (END if name == BEFORE else START)
-            place = None if is_outermost else Place.read(text)
+            place = None if is_outermost else Place.read(text, using=self._runs.db)
             return self._beside(place, is_older=name == BEFORE)
         try:
             number = int(parameters.get(PAGE_VAR, 1))
@@ -287,6 +295,6 @@ def _way(name: str, parameters: Mapping[str, str], rel: str = "") -> Way:
     return Way(text=text, label=label, parameters=parameters, rel=rel)
 
 
-def _epoch() -> datetime:
-    """Return the moment that places count from, aware or naive as all moments here are."""
-    return datetime(1970, 1, 1, tzinfo=UTC if settings.USE_TZ else None)
+def _epoch(*, is_aware: bool) -> datetime:
+    """Return the moment that places count from."""
+    return datetime(1970, 1, 1, tzinfo=UTC if is_aware else None)
