@@ -68,17 +68,24 @@ class AlternativesQuerySet(models.QuerySet[Row]):
 
         Of several conditions it is asked at once how far along the order so many rows reach.
         """
-        if not self._parts:
-            return self[:size]
+        if self._parts:
+            values = self._first(size, self._order[0].lstrip("-"))
+            return self._until(values[-1])[:size] if values else self.none()
+        if connections[self.db].vendor == "mysql":
+            # Where its index has one more column before the primary key it sorts all rows.
+            name = self._order[0]
+            first = super().order_by(name).values_list(name.lstrip("-"), flat=True)
+            if values := list(first[size - 1 : size]):
+                return self._until(values[0])[:size]
+        return self[:size]
+
+    def _until(self, last: Any) -> Self:
+        """Those of these rows that come no later in the order than this value."""
         name = self._order[0]
-        values = self._first(size, name.lstrip("-"))
-        if not values:
-            return self.none()
         lookup = f"{name[1:]}__gte" if name.startswith("-") else f"{name}__lte"
-        last = values[-1]
         if isinstance(last, datetime):
             last = exactly(last, self.db)
-        return super().filter(**{lookup: last})[:size]
+        return super().filter(**{lookup: last})
 
     def count_up_to(self, limit: int) -> int:
         """Return how many rows there are, at most ``limit``: no more are looked at."""

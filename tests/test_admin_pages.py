@@ -362,10 +362,11 @@ def test_a_page_has_a_fixed_number_of_queries_for_everybody(site: str, permissio
     few = queries_of(client, url("few"))
     make(300, run_by=user)
 
-    # Session, user, two of permissions, the count, the runs.
-    assert queries_of(client, url(site)) == few == 6
-    assert queries_of(client, url(site, state="SUCCESS")) == 6
-    assert queries_of(client, url(site, before="end", o="4")) == 6
+    # Session, user, two of permissions, the count, the runs; MariaDB: how far they reach.
+    expected = 7 if connection.vendor == "mysql" else 6
+    assert queries_of(client, url(site)) == few == expected
+    assert queries_of(client, url(site, state="SUCCESS")) == expected
+    assert queries_of(client, url(site, before="end", o="4")) == expected
 
 
 def test_a_search_for_nothing_asks_for_no_runs(client: Client) -> None:
@@ -384,8 +385,8 @@ def test_a_filter_that_leaves_nothing_asks_once(client: Client) -> None:
     with CaptureQueriesContext(connection) as queries:
         assert shown(page_of(client, url(state=State.LOST))) == []
 
-    # Session, user, runs.
-    assert len(queries) == 3
+    # Session, user, runs; MariaDB: how far they reach.
+    assert len(queries) == (4 if connection.vendor == "mysql" else 3)
 
 
 def test_a_search_is_resolved_before_runs_are_asked_for(client: Client) -> None:
