@@ -119,7 +119,7 @@ class Pace:
         self.size = max(self._least, min(max(fitting, self.size // 2), self.size * 2))
 
 
-class Among(Lookup):  # type: ignore[type-arg]
+class Among(Lookup):
     """The condition that a column holds one of these keys, see ``_keys``."""
 
     prepare_rhs = False
