@@ -14,10 +14,11 @@ from django.db.models.expressions import RawSQL
 PARTS_MAX = 300
 #: PostgreSQL plans this once; the parts of the other it plans one by one.
 _LATERAL = (
-    "SELECT asked.n - 1, answer.* FROM unnest(%s::text[]) WITH ORDINALITY AS asked (value, n) "
+    "SELECT answer.*, asked.n - 1 FROM unnest(%s::text[]) WITH ORDINALITY AS asked (value, n) "
     "CROSS JOIN LATERAL ({text}) AS answer"
 )
-_PART = "SELECT {number}, answer.* FROM ({text}) AS answer"
+#: SQLite cuts off no part that is not put into another.
+_PART = "SELECT answer.*, {number} FROM ({text}) AS answer"
 
 
 def of_each(
@@ -29,10 +30,11 @@ def of_each(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the answers to ``question`` for each value: the value, and the columns it asks for.
 
-    ``question`` makes a query set for a value that stands for each. Cut off, it reads of an
-    index that begins with the value only so much. No index serves "the first of each group"
-    otherwise: all rows of the group are read, and MariaDB and MySQL take from a value that
-    another row gives no range but the whole group. ``wrapped`` is SQL around it.
+    ``question`` makes a query set for a value that stands for each; its columns are no
+    subqueries. Cut off, it reads of an index that begins with the value only so much. No index
+    serves "the first of each group" otherwise: all rows of the group are read, and MariaDB and
+    MySQL take from a value that another row gives no range but the whole group. ``wrapped`` is
+    SQL around it.
     """
     if not values:
         return
@@ -45,11 +47,21 @@ def of_each(
     text, parameters = _compiled(question(RawSQL("%s", (place,))), using)
     for start in range(0, len(values), PARTS_MAX):
         some = values[start : start + PARTS_MAX]
-        parts = (
-            _PART.format(number=number, text=wrapped.format(text)) for number in range(len(some))
-        )
+        parts = (_part(wrapped.format(text), number, using) for number in range(len(some)))
         given = [value if each is place else each for value in some for each in parameters]
         yield from _answers(some, " UNION ALL ".join(parts), given, using=using)
+
+
+def _part(text: str, number: int, using: str) -> str:
+    """Return the question with a number behind its columns.
+
+    MariaDB writes a table for each part that is put into another, which takes longer than to
+    answer it. The first FROM is behind the columns: of these none is a subquery.
+    """
+    if connections[using].vendor == "sqlite":
+        return _PART.format(text=text, number=number)
+    columns, _from, rest = text.partition(" FROM ")
+    return f"({columns}, {number} FROM {rest})"
 
 
 def _compiled(rows: QuerySet[Any, Any], using: str) -> tuple[str, tuple[Any, ...]]:
@@ -62,5 +74,5 @@ def _answers(
 ) -> Iterator[tuple[Any, ...]]:
     with connections[using].cursor() as cursor:
         cursor.execute(sql, parameters)
-        for number, *answer in cursor.fetchall():
+        for *answer, number in cursor.fetchall():
             yield (values[number], *answer)
