@@ -87,11 +87,14 @@ def shared_connection(app: Celery) -> Connection:
     It is never opened: kombu's pools open copies of it.
     """
     conf = app.conf
-    return _shared_connection(app, conf.broker_write_url, repr(conf.broker_transport_options))
+    # As texts: of several addresses there may be a list.
+    return _shared_connection(
+        app, repr(conf.broker_write_url), repr(conf.broker_transport_options)
+    )
 
 
 @lru_cache(maxsize=8)
-def _shared_connection(app: Celery, address: Any, options: str) -> Connection:
+def _shared_connection(app: Celery, address: str, options: str) -> Connection:
     return bounded_connection(app)
 
 

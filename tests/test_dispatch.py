@@ -8,12 +8,17 @@ from datetime import timedelta
 from threading import Barrier
 
 import pytest
-from celery import signals
+from celery import Celery, signals
 from django.db import connection
 from django.utils import timezone
 
 from celery_admin_runner import tracking
-from celery_admin_runner.broker import BROKER_TIMEOUT, bounded_connection, describe
+from celery_admin_runner.broker import (
+    BROKER_TIMEOUT,
+    bounded_connection,
+    describe,
+    shared_connection,
+)
 from celery_admin_runner.dispatch import Handover, claim, keep_claim, publish
 from celery_admin_runner.messages import Message
 from celery_admin_runner.models import TaskRunRecord
@@ -169,6 +174,17 @@ def test_a_connection_that_we_publish_by_gives_up_soon():
 
     assert options["max_retries"] == 1
     assert options["connect_retries_timeout"] <= 2 * BROKER_TIMEOUT
+
+
+def test_a_broker_with_several_addresses_is_published_to(monkeypatch):
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    addresses = ["memory://one//", "memory://two//"]
+    several = Celery("several", broker=addresses, set_as_current=False)
+
+    connection = shared_connection(several)
+
+    assert connection.alt == addresses
+    assert shared_connection(several) is connection
 
 
 def test_the_password_of_the_broker_stands_in_no_error():
