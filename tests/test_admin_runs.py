@@ -468,6 +468,17 @@ def test_a_search_finds_ids_beginnings_of_tasks_and_users(
     assert [run.label for run in runs] == found
 
 
+def test_words_after_one_that_is_nothing_are_not_asked_for(auditor: Client) -> None:
+    make_run(task_name="shop.tasks.one")
+    with CaptureQueriesContext(connection) as one_word:
+        auditor.get(url(q="nothing"))
+
+    with CaptureQueriesContext(connection) as many_words:
+        auditor.get(url(q="nothing" + " shop.tasks.one" * 50))
+
+    assert len(many_words) == len(one_word)
+
+
 # The page of a run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from django.db.models import Q
 
@@ -13,7 +13,7 @@ from celery_admin_runner.skipping import values_in
 
 def of_tasks_like(runs: TaskRunRecordQuerySet, start: str) -> TaskRunRecordQuerySet:
     """Return the runs of all tasks whose names begin so."""
-    names = _names_like(start, using=runs.db)
+    names = _names_like(start, values_in(TaskRunRecord, "task_name", using=runs.db))
     return runs if names is None else runs.any_of(_each(names), Q(task_name__in=names))
 
 
@@ -23,12 +23,16 @@ def found(runs: TaskRunRecordQuerySet, words: Iterable[str]) -> TaskRunRecordQue
     What a word can be is asked first, so that runs are asked for by what one index tells, and
     not at all if a word is nothing.
     """
-    for word in words:
-        names = _names_like(word, using=runs.db)
+    wanted = list(words)
+    all_names = values_in(TaskRunRecord, "task_name", using=runs.db) if wanted else []
+    for word in wanted:
+        names = _names_like(word, all_names)
         if names is None:
             # Every run is one of these.
             continue
         others = _known(word, using=runs.db)
+        if not others and not names:
+            return runs.none()
         whole = None if others else Q(task_name__in=names)
         runs = runs.any_of([*others, *_each(names)], whole)
     return runs
@@ -45,12 +49,11 @@ def _each(names: Iterable[str]) -> list[Q]:
     return [Q(task_name=name) for name in names]
 
 
-def _names_like(start: str, *, using: str) -> list[str] | None:
-    """Return the names of tasks that begin so; None for all that there are.
+def _names_like(start: str, names: Sequence[str]) -> list[str] | None:
+    """Return those of all names of tasks that begin so; None for all that there are.
 
     They are compared here: in what order a database has them, and so which of them lie between
     two, depends on its collation.
     """
-    names = values_in(TaskRunRecord, "task_name", using=using)
     chosen = [name for name in names if name.startswith(start)]
     return None if len(chosen) == len(names) else chosen
