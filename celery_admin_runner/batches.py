@@ -12,20 +12,14 @@ from kombu.messaging import Producer
 
 from celery_admin_runner.attempts import Attempt
 from celery_admin_runner.broker import BrokerAway, Outlet, open_outlet
-from celery_admin_runner.dispatch import (
-    CLAIM_LASTS,
-    keep_claims,
-    record_failures,
-    record_sent,
-)
+from celery_admin_runner.dispatch import keep_claims, record_failures, record_sent
 from celery_admin_runner.models import TaskRunRecord
 from celery_admin_runner.states import State
 
 #: So many runs are sent, and marked, together.
 BATCH_SIZE = 200
-#: Nothing is sent so long after its claim was looked at, in seconds, whatever this process was
-#: busy with: others take it for left behind after a minute (``dispatch.CLAIM_LASTS``).
-CLAIM_SERVES = CLAIM_LASTS.total_seconds() / 2
+#: So long a batch is sent, in seconds; what is left is looked at again, or given back.
+BATCH_LASTS = 5.0
 
 #: Sends the message of a run by a producer; raises whatever task, router and broker raise.
 Post = Callable[[TaskRunRecord, Producer], None]
@@ -106,7 +100,8 @@ def send_all(
 
     Of each batch of 200 that is one statement. At the first sign that the broker is away
     what is left stays UNSENT, with the reason. What was asked to stop meanwhile is not sent.
-    ``tell`` is called with those that were sent. Raises DatabaseError.
+    ``tell`` is called with those that were sent, also where the broker went away after them.
+    Raises DatabaseError.
     """
     waiting: Sequence[TaskRunRecord] = runs
     try:
@@ -117,16 +112,21 @@ def send_all(
                 batch = Batch(outlet, waiting[:BATCH_SIZE], post)
                 waiting = waiting[BATCH_SIZE:]
                 try:
-                    batch.send(monotonic() + CLAIM_SERVES)
+                    batch.send(monotonic() + BATCH_LASTS)
                 finally:
                     waiting = [*batch.untried, *waiting]
                     _mark(batch)
-                tell(batch.sent)
+                    tell(batch.sent)
     except BrokerAway as error:
-        for start in range(0, len(waiting), BATCH_SIZE):
-            record_failures(waiting[start : start + BATCH_SIZE], str(error))
+        leave_unsent(waiting, str(error))
         return False
     return True
+
+
+def leave_unsent(runs: Sequence[TaskRunRecord], text: str) -> None:
+    """Keep why claimed runs were not tried: a statement for each batch of 200."""
+    for start in range(0, len(runs), BATCH_SIZE):
+        record_failures(runs[start : start + BATCH_SIZE], text)
 
 
 def _mark(batch: Batch) -> None:

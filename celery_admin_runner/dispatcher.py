@@ -20,9 +20,10 @@ from kombu.messaging import Producer
 
 from celery_admin_runner import dependencies, recording
 from celery_admin_runner.attempts import Attempt
-from celery_admin_runner.batches import BATCH_SIZE, CLAIM_SERVES, Batch
+from celery_admin_runner.batches import BATCH_LASTS, BATCH_SIZE, Batch
 from celery_admin_runner.broker import BrokerAway, Outlet, open_outlet
 from celery_admin_runner.dispatch import (
+    CLAIM_LASTS,
     claim_due,
     give_back,
     is_anything_due,
@@ -49,8 +50,9 @@ LOOK_BACK = timedelta(seconds=10)
 SWEEP_EVERY = timedelta(minutes=1)
 #: While something is away, it is asked at least so often, in seconds.
 LONGEST_PAUSE = 30.0
-#: So long a batch is sent, in seconds; what is left is given back.
-BATCH_LASTS = 5.0
+#: Nothing is sent so long after it was claimed, in seconds, whatever this process was busy
+#: with: others take it for left behind after a minute (``dispatch.CLAIM_LASTS``).
+CLAIM_SERVES = CLAIM_LASTS.total_seconds() / 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from kombu.messaging import Producer
 
 from celery_admin_runner import control, dependencies, ignoring, insertion, unique
 from celery_admin_runner.base import DjangoTask, Invocation
-from celery_admin_runner.batches import send_all
+from celery_admin_runner.batches import leave_unsent, send_all
 from celery_admin_runner.binding import bind
 from celery_admin_runner.calls import (
     Call,
@@ -43,7 +43,6 @@ from celery_admin_runner.dispatch import (
     post,
     publish,
     record_failure,
-    record_failures,
 )
 from celery_admin_runner.encoding import from_plain, is_altered
 from celery_admin_runner.exceptions import (
@@ -866,7 +865,7 @@ class TaskRunner:
                 self._send(task, run, messages[run.task_id])
             return
         if self._is_broker_away():
-            record_failures(runs, _("The broker did not take the run before this one."))
+            leave_unsent(runs, _("The broker did not take the run before this one."))
             return
 
         def send(run: TaskRunRecord, producer: Producer) -> None:

@@ -353,6 +353,25 @@ def test_when_the_broker_is_lost_in_the_middle_the_rest_stays_unsent_at_once(que
 
 
 @pytest.mark.django_db(transaction=True)
+def test_who_listens_hears_of_what_was_sent_before_the_broker_was_lost(queue):
+    heard: list[str] = []
+
+    def hear(run: TaskRunRecord, **kwargs: Any) -> None:
+        heard.append(run.task_id)
+
+    TaskRunSignal.connect(hear, sender=TaskRunner)
+    try:
+        with wire_broken_after(2):
+            runs = TaskRunner().run_many(ADD, pairs(6), queue=queue)
+    finally:
+        TaskRunSignal.disconnect(hear, sender=TaskRunner)
+
+    assert heard == [run.task_id for run in runs if run.state == State.PENDING]
+    # RabbitMQ had not confirmed them yet.
+    assert len(heard) == 2 or app.connection_for_write().transport.driver_type == "amqp"
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_message_that_can_not_be_made_fails_alone(queue, monkeypatch):
     real = dispatch.sent_options
 
