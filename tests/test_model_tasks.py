@@ -561,7 +561,7 @@ def test_the_history_of_an_object_is_one_query_by_its_index(report):
 
     assert len(queries) == 1
     if connection.vendor == "sqlite":
-        assert "taskrun_object_idx" in runs.explain()
+        assert "taskrun_by_object_idx" in runs.explain()
 
 
 def test_the_page_of_a_run_names_the_object(report, client):
