@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache, cached_property, partial
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from celery.app.task import Task
 from django.contrib.contenttypes.models import ContentType
@@ -49,7 +48,6 @@ from celery_admin_runner.exceptions import (
     ALL,
     AlreadyActive,
     InvalidArguments,
-    NotEncodable,
     NotMovable,
     NotRetryable,
     NotSendable,
@@ -63,13 +61,12 @@ from celery_admin_runner.object_tasks import ModelTask, start_needed
 from celery_admin_runner.options import (
     OPTIONS,
     earliest_start,
-    moment_of,
     options_again,
     plain_options,
-    stored_options,
 )
+from celery_admin_runner.orders import CallGiven, CheckedCall, Order, pairs_of, siblings
 from celery_admin_runner.periodic import PeriodicTask, read_periodic_task
-from celery_admin_runner.publishing import due, lineage
+from celery_admin_runner.publishing import lineage
 from celery_admin_runner.querysets import STEP_MAX
 from celery_admin_runner.redaction import has_mask
 from celery_admin_runner.registry import (
@@ -79,8 +76,8 @@ from celery_admin_runner.registry import (
     get_task_info,
 )
 from celery_admin_runner.rights import RUN_PERMISSION, Rights
-from celery_admin_runner.sameness import Sameness, sameness_of
-from celery_admin_runner.scheduling import kept_fields, move, obstacle
+from celery_admin_runner.sameness import Sameness
+from celery_admin_runner.scheduling import move, obstacle
 from celery_admin_runner.signals import TaskRunSignal
 from celery_admin_runner.states import KEPT, State
 
@@ -101,111 +98,6 @@ class Cancellation:
     state: State
     #: What the workers answered; () where none had to be asked, or waits for the commit.
     answers: tuple[Answer, ...] = ()
-
-
-#: A call as ``TaskRunner.run_many`` takes it: ``(args, kwargs)``, or only named arguments.
-CallGiven = tuple[Sequence[Any], Mapping[str, Any]] | Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Order:
-    """What is asked for but for the arguments: of many calls the same."""
-
-    info: TaskInfo
-    task: Task
-    now: datetime
-    #: The options as they were given, and as plain JSON.
-    options: Mapping[str, Any]
-    plain: dict[str, Any]
-    eta: datetime | None
-    depends_on: Sequence[TaskRunRecord]
-    #: More fields of the rows.
-    fields: Mapping[str, Any]
-
-    @property
-    def is_plain(self) -> bool:
-        """Tell whether its calls are about no objects of their own."""
-        return not isinstance(self.task, ModelTask)
-
-    @cached_property
-    def _kept(self) -> dict[str, Any]:
-        """The fields of what may not start yet; {} where it is sent at once."""
-        return kept_fields(self.eta, self.depends_on, self.now)
-
-    @cached_property
-    def _common(self) -> dict[str, Any]:
-        """The fields that all rows have in common.
-
-        What is sent at once is already claimed by us: nobody else sends it meanwhile.
-        """
-        options = self.options
-        expires_at = (
-            due(self.task.expires, self.now)
-            if options.get("expires") is None
-            else moment_of(options["expires"], self.now)
-        )
-        return {
-            "task_name": self.info.name,
-            "options": stored_options(self.plain),
-            "queue": options.get("queue") or self.info.queue,
-            "eta": self.eta,
-            "expires_at": expires_at,
-            "created_at": self.now,
-            **(self._kept or {"dispatch_id": uuid4(), "claimed_at": self.now}),
-            **self.fields,
-        }
-
-    def row(self, call: Call, same: Sameness, success: TaskRunRecord | None) -> TaskRunRecord:
-        """Return the row of a call, not saved yet; raises InvalidArguments.
-
-        ``success``: of the run since which it is ignored, if it is.
-        """
-        self.refuse_kept_secrets(call)
-        fate: dict[str, Any] = {}
-        if success is not None:
-            fate = ignoring.ignored_fields(success, self.now)
-            fate |= dict.fromkeys(("dispatch_id", "claimed_at", "due_at"))
-        values: dict[str, Any] = {
-            **_blank(),
-            **self._common,
-            "task_id": str(uuid4()),
-            "args": call.stored_args,
-            "kwargs": call.stored_kwargs,
-            **same.fields,
-            **fate,
-        }
-        # In the order of the fields: Django takes twice as long for named ones.
-        row: Any = TaskRunRecord
-        run: TaskRunRecord = row(*values.values())
-        return run
-
-    def refuse_kept_secrets(self, call: Call) -> None:
-        """Raise InvalidArguments if a secret would have to be kept."""
-        if self._kept and (call.has_secrets or has_mask(self._common["options"])):
-            text = _("A secret can't be kept until later: run this task now.")
-            raise InvalidArguments({ALL: [text]})
-
-    def message(self, call: Call) -> Message:
-        """Return the message of a call."""
-        return Message(
-            args=call.args,
-            kwargs=call.kwargs,
-            argsrepr=call.argsrepr,
-            kwargsrepr=call.kwargsrepr,
-            options=self.plain,
-        )
-
-
-@cache
-def _blank() -> Mapping[str, Any]:
-    """Return what the fields of a row hold by default, in their order."""
-    run = TaskRunRecord()
-    return {field.attname: getattr(run, field.attname) for field in run._meta.concrete_fields}
-
-
-#: A call, what it has to do with calls that are the same, and the run since whose success it
-#: is ignored.
-_Checked = tuple[Call, Sameness, TaskRunRecord | None]
 
 
 class TaskRunner:
@@ -341,12 +233,12 @@ class TaskRunner:
         checked = self._checked(order, calls)
         return self._begin_many(order, checked) if checked else []
 
-    def _checked(self, order: _Order, calls: Iterable[CallGiven]) -> list[_Checked]:
+    def _checked(self, order: Order, calls: Iterable[CallGiven]) -> list[CheckedCall]:
         """Return many calls, checked; raises InvalidCalls."""
-        checked: list[_Checked] = []
+        checked: list[CheckedCall] = []
         errors: dict[int, InvalidArguments] = {}
         prepared = prepare_calls(
-            order.task, _pairs(calls), user=self.user, objects=self.objects
+            order.task, pairs_of(calls), user=self.user, objects=self.objects
         )
         for number, call in prepared.items():
             if isinstance(call, InvalidCall):
@@ -354,7 +246,7 @@ class TaskRunner:
                 continue
             try:
                 order.refuse_kept_secrets(call)
-                checked.append((call, *_siblings(order, call)))
+                checked.append((call, *siblings(order, call, using=_database())))
             except InvalidArguments as error:
                 errors[number] = error
         if errors:
@@ -667,7 +559,7 @@ class TaskRunner:
             info, now=now, options=options, eta=eta, depends_on=depends_on, fields=fields
         )
         call = prepare_call(order.task, args, kwargs, user=self.user, objects=self.objects)
-        return self._begin(order, call, *_siblings(order, call))
+        return self._begin(order, call, *siblings(order, call, using=_database()))
 
     def _order(
         self,
@@ -676,7 +568,7 @@ class TaskRunner:
         options: Mapping[str, Any],
         fields: Mapping[str, Any],
         **others: Any,
-    ) -> _Order:
+    ) -> Order:
         """Return what is asked for but for the arguments; raises InvalidArguments, TypeError."""
         plain = plain_options(options)
         if self.user is not None and info.rule.reason and not fields["reason"].strip():
@@ -689,7 +581,7 @@ class TaskRunner:
             "run_by_id": inherited.run_by_id if user is None else user.pk,
             "run_by_name": name,
         }
-        return _Order(
+        return Order(
             info=info,
             task=find_task(info.name),
             plain=plain,
@@ -699,7 +591,7 @@ class TaskRunner:
         )
 
     def _begin(
-        self, order: _Order, call: Call, same: Sameness, success: TaskRunRecord | None
+        self, order: Order, call: Call, same: Sameness, success: TaskRunRecord | None
     ) -> TaskRunRecord:
         """Record a call that was checked, and what it needs, and send it on commit.
 
@@ -721,7 +613,7 @@ class TaskRunner:
         return written_together(write, using=_database())
 
     def _start_needed(
-        self, task: ModelTask, obj: models.Model, order: _Order
+        self, task: ModelTask, obj: models.Model, order: Order
     ) -> list[TaskRunRecord]:
         """Start what a task on a method needs to have run before; return what it waits for.
 
@@ -747,7 +639,7 @@ class TaskRunner:
         return start_needed(task, obj.pk, start, now=order.now)
 
     def _enter(
-        self, order: _Order, call: Call, same: Sameness, success: TaskRunRecord | None
+        self, order: Order, call: Call, same: Sameness, success: TaskRunRecord | None
     ) -> TaskRunRecord:
         """Record a call that was checked, and send it on commit."""
         if success is not None:
@@ -766,7 +658,7 @@ class TaskRunner:
             )
         return run
 
-    def _record(self, runs: Sequence[TaskRunRecord], order: _Order, same: Sameness) -> None:
+    def _record(self, runs: Sequence[TaskRunRecord], order: Order, same: Sameness) -> None:
         """Write rows, and what each waits for; raises AlreadyActive.
 
         ``same.limit``: how long others may have the ``active_key`` of the one run, if it has
@@ -790,7 +682,7 @@ class TaskRunner:
         if order.depends_on:
             dependencies.settle_on_commit(runs)
 
-    def _begin_many(self, order: _Order, calls: Sequence[_Checked]) -> list[TaskRunRecord]:
+    def _begin_many(self, order: Order, calls: Sequence[CheckedCall]) -> list[TaskRunRecord]:
         """Record calls that were checked, all or none, and send them on commit."""
         if order.is_plain and not any(same.key for _call, same, _success in calls):
             return self._enter_many(order, [call for call, *_others in calls])
@@ -813,7 +705,7 @@ class TaskRunner:
 
         return written_together(write, using=_database())
 
-    def _enter_many(self, order: _Order, calls: Sequence[Call]) -> list[TaskRunRecord]:
+    def _enter_many(self, order: Order, calls: Sequence[Call]) -> list[TaskRunRecord]:
         """Record calls that have nothing to do with others, and send them on commit."""
         runs = [order.row(call, Sameness(), None) for call in calls]
         for run, call in zip(runs, calls, strict=True):
@@ -947,39 +839,6 @@ def _may_be_with_a_worker(run: TaskRunRecord, was: State) -> bool:
 def _database() -> str:
     """Return the alias of the database that the journal is written to."""
     return str(router.db_for_write(TaskRunRecord))
-
-
-def _sameness(task: Task, call: Call, options: Mapping[str, Any]) -> Sameness:
-    """Return what a call has to do with calls that are the same; raises InvalidArguments."""
-    try:
-        return sameness_of(task, call.args, call.kwargs, options)
-    except (ImproperlyConfigured, NotEncodable) as error:
-        raise InvalidArguments({ALL: [str(error)]}) from error
-
-
-def _siblings(order: _Order, call: Call) -> tuple[Sameness, TaskRunRecord | None]:
-    """Return what a call has to do with calls that are the same; raises InvalidArguments.
-
-    And the run since whose success it is ignored, if it is.
-    """
-    same = _sameness(order.task, call, order.plain)
-    if not same.is_ignoring:
-        return same, None
-    return same, ignoring.open_window(same.key, order.now, _database())
-
-
-def _pairs(calls: Iterable[CallGiven]) -> Iterator[tuple[Sequence[Any], Mapping[str, Any]]]:
-    """Yield the arguments of each call, and its named ones; raises TypeError for what is none."""
-    for number, call in enumerate(calls):
-        if isinstance(call, Mapping):
-            yield (), call
-        elif isinstance(call, tuple | list) and len(call) == 2:
-            yield call[0], call[1]
-        else:
-            raise TypeError(
-                f"Call {number} is {type(call).__name__}, and not (args, kwargs), nor a mapping "
-                "of named arguments."
-            )
 
 
 def _limit_again(task: Task, run: TaskRunRecord) -> timedelta | None:

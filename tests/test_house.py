@@ -48,6 +48,7 @@ LAYERS = (
     | {"batches"},
     {"runs", "publishing", "killing", "cancelling", "periodic", "beat_database", "object_tasks"}
     | {"sameness"},
+    {"orders"},
     {"runner", "outcomes", "task_meta", "holding", "beat"},
     {"forms", "receivers", "backends", "dispatcher", "invocations", "commands"},
     {"model_tasks"},
