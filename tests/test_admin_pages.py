@@ -401,6 +401,16 @@ def test_a_search_is_resolved_before_runs_are_asked_for(client: Client) -> None:
     assert " OR " not in queries[-1]["sql"]
 
 
+def test_a_word_that_is_typed_again_asks_for_nothing_more(client: Client) -> None:
+    make(2, task_name="shop.close")
+    make(2, task_name="other.open")
+    page_of(client, url())
+
+    once = queries_of(client, url(q="shop."))
+
+    assert queries_of(client, url(q="shop. " * 200)) == once
+
+
 def test_the_beginning_of_all_names_leaves_out_nothing(client: Client) -> None:
     make(6, task_name="shop.close")
     make(6, task_name="shop.open")

@@ -23,7 +23,7 @@ def found(runs: TaskRunRecordQuerySet, words: Iterable[str]) -> TaskRunRecordQue
     What a word can be is asked first, so that runs are asked for by what one index tells, and
     not at all if a word is nothing.
     """
-    wanted = list(words)
+    wanted = list(dict.fromkeys(words))
     all_names = values_in(TaskRunRecord, "task_name", using=runs.db) if wanted else []
     for word in wanted:
         names = _names_like(word, all_names)
