@@ -484,7 +484,7 @@ class MixedAdmin(TaskRunRecordAdmin):
 
 
 class TextsAdmin(MixedAdmin):
-    list_display = ("task_name", "moment", "nothing", "queue")
+    list_display = ("task_name", "moment", "nothing", "active_key", "queue")
 
 
 @pytest.mark.parametrize("kind", [MixedAdmin, TextsAdmin])

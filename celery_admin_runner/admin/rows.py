@@ -110,7 +110,7 @@ def _column(cl: ChangeList, name: Any) -> Callable[[Any], Any] | None:
     if field is not None:
         if not isinstance(field, CharField | TextField) or field.choices:
             return None
-        return lambda each: getattr(each, name).strip() or empty
+        return lambda each: _text(getattr(each, name) or "", empty)
     if not callable(method) or getattr(method, "boolean", False):
         return None
     empty = getattr(method, "empty_value_display", empty)
