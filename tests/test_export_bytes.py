@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -190,14 +192,32 @@ def test_times_are_exported_the_same_however_the_site_keeps_them(
     use_tz: bool, time_zone: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
-    monkeypatch.setitem(connection.settings_dict, "TIME_ZONE", time_zone)
-    for name in ("timezone", "timezone_name"):
-        monkeypatch.delitem(connection.__dict__, name, raising=False)
-    make_run(created_at=start, started_at=start, finished_at=start + timedelta(hours=2))
-    make_run(created_at=start.replace(microsecond=10), eta=start.replace(year=1960))
+    with kept_in(time_zone):
+        make_run(created_at=start, started_at=start, finished_at=start + timedelta(hours=2))
+        make_run(created_at=start.replace(microsecond=10), eta=start.replace(year=1960))
 
-    with override_settings(USE_TZ=use_tz):
-        assert_all_ways_agree(monkeypatch)
+        with override_settings(USE_TZ=use_tz):
+            assert_all_ways_agree(monkeypatch)
+
+
+@contextmanager
+def kept_in(time_zone: str | None) -> Iterator[None]:
+    """Let the database keep times in a time zone of its own, and only here."""
+    was = connection.settings_dict["TIME_ZONE"]
+    connection.settings_dict["TIME_ZONE"] = time_zone
+    _forget_time_zone()
+    try:
+        yield
+    finally:
+        connection.settings_dict["TIME_ZONE"] = was
+        _forget_time_zone()
+
+
+def _forget_time_zone() -> None:
+    """Let the connection ask its settings again, as Django 5.2 does when they change."""
+    for name in ("timezone", "timezone_name"):
+        connection.__dict__.pop(name, None)
+    connection.ensure_timezone()
 
 
 def test_postgresql_writes_the_runs_itself() -> None:
