@@ -149,7 +149,7 @@ def prepare_call(
     ``objects``, which then decides alone. Raises InvalidArguments, and TypeError for what
     is no list of arguments, or no dict of named ones.
     """
-    [call] = prepare_calls(task, [(args, kwargs)], user=user, objects=objects).values()
+    [call] = prepare_calls(task, [(args, kwargs)], user=user, objects=objects)
     if isinstance(call, InvalidCall):
         raise call
     return call
@@ -161,15 +161,15 @@ def prepare_calls(
     *,
     user: AnyUser | None = None,
     objects: ObjectSource | None = None,
-) -> dict[int, Call | InvalidCall]:
-    """Check many calls as ``prepare_call`` does one; return each, or what is wrong, by number.
+) -> list[Call | InvalidCall]:
+    """Check many calls as ``prepare_call`` does one; return each, or what is wrong with it.
 
     The objects of all are asked for together.
     """
     checked = [_Checked(task, args, kwargs) for args, kwargs in calls]
     named = [objects for call in checked for objects in call.named if objects.keys]
     absent = absent_of(named, objects or objects_for(user)) if named else {}
-    return {number: call.prepared(absent) for number, call in enumerate(checked)}
+    return [call.prepared(absent) for call in checked]
 
 
 class _Checked:

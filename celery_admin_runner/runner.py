@@ -240,7 +240,7 @@ class TaskRunner:
         prepared = prepare_calls(
             order.task, pairs_of(calls), user=self.user, objects=self.objects
         )
-        for number, call in prepared.items():
+        for number, call in enumerate(prepared):
             if isinstance(call, InvalidCall):
                 errors[number] = call
                 continue
@@ -565,9 +565,11 @@ class TaskRunner:
         self,
         info: TaskInfo,
         *,
+        now: datetime,
         options: Mapping[str, Any],
+        eta: datetime | None,
+        depends_on: Sequence[TaskRunRecord],
         fields: Mapping[str, Any],
-        **others: Any,
     ) -> Order:
         """Return what is asked for but for the arguments; raises InvalidArguments, TypeError."""
         plain = plain_options(options)
@@ -584,10 +586,12 @@ class TaskRunner:
         return Order(
             info=info,
             task=find_task(info.name),
-            plain=plain,
+            now=now,
             options=options,
+            plain=plain,
+            eta=eta,
+            depends_on=depends_on,
             fields={**origin, **fields},
-            **others,
         )
 
     def _begin(
