@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -140,6 +141,17 @@ def test_recent_runs_stand_beside_the_form(client: Client, operator: User) -> No
     assert "somebody else" not in response.text
     assert f'href="{page_of_run(own[-1])}"' in response.text
     assert f'href="?retry={own[-1].pk}"' in response.text
+
+
+def test_the_recent_runs_are_those_that_were_created_last(client: Client, operator: User) -> None:
+    older, newer = make_runs(2, run_by=operator, run_by_name=operator.username)
+    later = newer.created_at + timedelta(hours=1)
+    TaskRunRecord.objects.filter(pk=older.pk).update(created_at=later)
+
+    response = client.get(page_of(ADD))
+
+    # By the one order of which there is an index for each task.
+    assert [item.pk for item in response.context["recent_runs"]] == [older.pk, newer.pk]
 
 
 def test_the_page_costs_a_fixed_number_of_queries(client: Client, operator: User) -> None:

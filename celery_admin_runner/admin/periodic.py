@@ -26,6 +26,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_admin_runner.admin import display, links
+from celery_admin_runner.admin.pages import NEWEST_FIRST
 from celery_admin_runner.admin.questions import (
     POST,
     QUESTIONS_CSS,
@@ -150,13 +151,13 @@ class PeriodicTaskRunMixin(AskingAdmin):
         info = find_task_info(periodic_task.task)
         may_run = self._may_run(request, periodic_task, info)
         journal = links.journal_url(self.admin_site, request)
-        runs = TaskRunRecord.objects.visible_to(request.user)
+        runs = TaskRunRecord.objects.visible_to(request.user).order_by(*NEWEST_FIRST)
         runs = runs.filter(periodic_task_name=periodic_task.name).only(*RECENT_FIELDS)
         return {
             "run_now_url": self.view_url("run_now", periodic_task.pk) if may_run else "",
             "shows_runs": journal is not None,
             "periodic_runs": [
-                recent_run(run, request, self.admin_site) for run in runs[:RECENT_RUNS]
+                recent_run(run, request, self.admin_site) for run in runs.head(RECENT_RUNS)
             ],
             "all_runs_url": f"{journal}?{urlencode({'periodic': periodic_task.name})}",
             "is_tracked": is_tracked_by_name(periodic_task.task),
@@ -336,7 +337,7 @@ class PeriodicTaskRunMixin(AskingAdmin):
         """Return the newest run that this user has started of these by hand."""
         mine = TaskRunRecord.objects.filter(run_by=request.user.pk, source=Source.PERIODIC)
         names = [one.periodic_task.name for one in asked]
-        return mine.filter(periodic_task_name__in=names).order_by("-pk").first()
+        return mine.filter(periodic_task_name__in=names).order_by(*NEWEST_FIRST).first()
 
     def _question(
         self,

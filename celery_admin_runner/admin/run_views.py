@@ -23,6 +23,7 @@ from django.utils.translation import ngettext
 
 from celery_admin_runner.admin import display, links
 from celery_admin_runner.admin.move import kept_text
+from celery_admin_runner.admin.pages import NEWEST_FIRST
 from celery_admin_runner.admin.questions import CONFIRMED, digest_of, is_confirmed
 from celery_admin_runner.admin.retry import NOT_SENT, unsent_text
 from celery_admin_runner.admin.sheets import Preview, Sheet
@@ -288,15 +289,14 @@ class RunTaskPage(RunPage):
 
     def context(self) -> dict[str, Any]:
         """Return the task, its recent runs, and why it can't be run."""
-        runs = self.visible_runs.of_task(self.task.info.name).only(*RECENT_FIELDS)
+        runs = self.visible_runs.of_task(self.task.info.name).order_by(*NEWEST_FIRST)
+        recent = runs.only(*RECENT_FIELDS).head(RECENT_RUNS)
         return {
             "title": self.task.info.name,
             "original": self.task,
             "is_single": True,
             "refusal": _refusal(self.task),
-            "recent_runs": [
-                recent_run(run, self.request, self.admin_site) for run in runs[:RECENT_RUNS]
-            ],
+            "recent_runs": [recent_run(run, self.request, self.admin_site) for run in recent],
         }
 
     def address(self) -> str:
