@@ -95,7 +95,11 @@ def move(
 
 
 def hand_over(task_id: str, now: datetime, *, using: str) -> int:
-    """Write that a run was sent, as ``TaskRunRecordQuerySet.hand_over`` does of many."""
+    """Write that a run was sent, as ``TaskRunRecordQuerySet.hand_over`` does of many.
+
+    Of one that its sender has recorded itself: so it was UNSENT, never kept, and has no
+    ``due_at``.
+    """
     connection = connections[using]
     quote = connection.ops.quote_name
     meta = TaskRunRecord._meta
