@@ -35,6 +35,8 @@ class AlternativesQuerySet(models.QuerySet[Row]):
     _parts: tuple[Self, ...] = ()
     #: The set as a whole can be counted by an index.
     _is_countable = False
+    #: It reaches as far as was asked before: if rows have gone since, more may follow.
+    is_cut_off = False
 
     def any_of(self, conditions: Sequence[Q], whole: Q | None = None) -> Self:
         """Rows for which one of ``conditions`` holds at least; without a condition none.
@@ -70,13 +72,19 @@ class AlternativesQuerySet(models.QuerySet[Row]):
         """
         if self._parts:
             values = self._first(size, self._order[0].lstrip("-"))
-            return self._until(values[-1])[:size] if values else self.none()
+            if not values:
+                return self.none()
+            head = self._until(values[-1])[:size]
+            head.is_cut_off = len(values) == size
+            return head
         if connections[self.db].vendor == "mysql":
             # Where its index has one more column before the primary key it sorts all rows.
             name = self._order[0]
             first = super().order_by(name).values_list(name.lstrip("-"), flat=True)
             if values := list(first[size - 1 : size]):
-                return self._until(values[0])[:size]
+                head = self._until(values[0])[:size]
+                head.is_cut_off = True
+                return head
         return self[:size]
 
     def _until(self, last: Any) -> Self:

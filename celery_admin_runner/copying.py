@@ -54,7 +54,8 @@ def copied(
     """
     connection: Any = connections[runs.db]
     try:
-        statement = _statement(connection, runs.head(size), columns)
+        first = runs.head(size)
+        statement = _statement(connection, first, columns)
     except EmptyResultSet:
         return Page(text="", rows=0, last=None, is_end=True)
     lines: list[bytes] = []
@@ -76,7 +77,7 @@ def copied(
                 doubtful[int(pk)] = len(lines)
             length += len(line)
             lines.append(line)
-    is_end = not discarded and len(lines) < size
+    is_end = not discarded and len(lines) < size and not first.is_cut_off
     if len(columns) == 1:
         lines = [line or _EMPTY for line in lines]
     if doubtful:

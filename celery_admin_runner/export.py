@@ -191,9 +191,11 @@ def _batches(runs: TaskRunRecordQuerySet, read: Read, pace: _Pace) -> Iterator[C
         if page.rows:
             yield CsvBatch(text=page.text, rows=page.rows)
             pace.follow(page)
-        if page.is_end or page.last is None:
+        if page.is_end:
             return
-        rest = runs.filter(_beyond(page.last, runs.db))
+        # All that were to be read may have gone just before.
+        if page.last is not None:
+            rest = runs.filter(_beyond(page.last, runs.db))
 
 
 def _beyond(key: Key, using: str) -> Q:
@@ -208,7 +210,7 @@ def _read_plainly(
     page = runs.head(size)
     size = _affordable(page, size, WIDE_COLUMNS.intersection(paths_of(columns)))
     keys, rows = rows_of(page[:size], columns)
-    return _page(keys, rows, size)
+    return _page(keys, rows, is_end=len(rows) < size and not page.is_cut_off)
 
 
 def _read_by_resource(
@@ -225,12 +227,13 @@ def _read_by_resource(
     rows = [
         [escape_formula(resource.export_field(column, run)) for column in columns] for run in read
     ]
-    return _page([(run.created_at, run.pk) for run in read], rows, size)
+    keys = [(run.created_at, run.pk) for run in read]
+    return _page(keys, rows, is_end=len(rows) < size and not page.is_cut_off)
 
 
-def _page(keys: Sequence[Key], rows: Sequence[Sequence[Cell]], size: int) -> Page:
+def _page(keys: Sequence[Key], rows: Sequence[Sequence[Cell]], *, is_end: bool) -> Page:
     last = keys[-1] if keys else None
-    return Page(text=csv_text(rows), rows=len(rows), last=last, is_end=len(rows) < size)
+    return Page(text=csv_text(rows), rows=len(rows), last=last, is_end=is_end)
 
 
 def _affordable(runs: TaskRunRecordQuerySet, size: int, wide: Iterable[str]) -> int:

@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
-from django.db.models import JSONField, Value
+from django.db.models import JSONField, Q, Value
 from django.test import override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from celery_admin_runner import export
 from celery_admin_runner.copying import can_copy
 from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.querysets import TaskRunRecordQuerySet
 from celery_admin_runner.states import State
 from tests.factories import make_run, make_user, run_fields
 
@@ -240,3 +241,31 @@ def test_a_filter_with_a_percent_sign_is_exported_the_same(
     batches = list(export.csv_batches(runs, export.TaskRunRecordResource(), ["id"]))
 
     assert "".join(batch.text for batch in batches) == f"id\r\n{wanted.pk}\r\n"
+
+
+@pytest.mark.parametrize("way", ["as it is", "by Python", "by the resource"])
+@pytest.mark.parametrize("deleted", [1, 5])
+def test_runs_that_go_while_others_are_exported_end_no_export(
+    way: str, deleted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_run(task_name=f"tests.{number % 2}") for number in range(20)]
+    until = TaskRunRecordQuerySet._until
+
+    def meanwhile(asked: TaskRunRecordQuerySet, last: object) -> TaskRunRecordQuerySet:
+        newest = TaskRunRecord.objects.order_by("-pk").values_list("pk", flat=True)
+        if len(newest) == 20:
+            TaskRunRecord.objects.filter(pk__in=list(newest[:deleted])).delete()
+        return until(asked, last)
+
+    monkeypatch.setattr(TaskRunRecordQuerySet, "_until", meanwhile)
+    if way != "as it is":
+        monkeypatch.setattr(export, "can_copy", lambda *_arguments: False)
+    if way == "by the resource":
+        monkeypatch.setattr(export, "plain_columns", lambda *_arguments: None)
+    either = TaskRunRecord.objects.any_of([Q(task_name="tests.0"), Q(task_name="tests.1")])
+
+    resource = export.TaskRunRecordResource()
+    batches = list(export.csv_batches(either, resource, ["id"], batch_size=5))
+
+    lines = "".join(batch.text for batch in batches).split()
+    assert lines[1:] == [str(run.pk) for run in reversed(runs[: 20 - deleted])]
