@@ -1,6 +1,8 @@
-"""The statement by which a worker moves a run."""
+"""The statements, written by hand, that move one run."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connections
@@ -8,8 +10,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from celery_admin_runner import recording, tracking
+from celery_admin_runner.models import TaskRunRecord
+from celery_admin_runner.statements import hand_over
 from celery_admin_runner.states import State
 from tests.factories import make_run
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -48,3 +54,18 @@ def test_in_a_transaction_of_the_caller_nothing_is_said_about_waiting(transactio
 
     assert len(captured) == 1
     assert "synchronous_commit" not in captured[0]["sql"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("published_at", [None, NOW - timedelta(hours=1)])
+@pytest.mark.parametrize("state", [State.UNSENT, State.STARTED, State.CANCELLING, State.SUCCESS])
+def test_one_run_is_handed_over_as_many_are(state, published_at):
+    one, other = (make_run(state=state, published_at=published_at) for _ in range(2))
+
+    hand_over(one.task_id, NOW, using="default")
+    TaskRunRecord.objects.filter(pk=other.pk).hand_over(NOW)
+
+    [ours, theirs] = TaskRunRecord.objects.filter(pk__in=[one.pk, other.pk]).order_by("pk")
+    assert (ours.state, ours.published_at) == (theirs.state, theirs.published_at)
+    assert ours.state == (State.PENDING if state == State.UNSENT else state)
+    assert ours.published_at == (published_at or NOW)
