@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -217,7 +217,8 @@ def kept_in(time_zone: str | None) -> Iterator[None]:
 def _forget_time_zone() -> None:
     """Let the connection ask its settings again, as Django 5.2 does when they change."""
     for name in ("timezone", "timezone_name"):
-        connection.__dict__.pop(name, None)
+        with suppress(AttributeError):
+            delattr(connection, name)
     connection.ensure_timezone()
 
 
