@@ -70,7 +70,7 @@ class Command(BaseCommand):
             type=int,
             default=BATCH_SIZE,
             metavar="N",
-            help="How many runs one transaction deletes. Default: %(default)s.",
+            help="How many runs one transaction deletes at most. Default: %(default)s.",
         )
         parser.add_argument(
             "--export",
