@@ -12,6 +12,9 @@ from kombu.utils.json import register_type
 
 from celery_admin_runner.headers import CONTEXT_HEADER, ROW_HEADER
 
+#: What is longer is no label of a run.
+LABEL_MAX_LENGTH = 255
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
@@ -108,6 +111,14 @@ def check_saved(obj: Any) -> None:
     # A primary key that is made beforehand, as a UUID, tells nothing.
     if obj.pk is None or obj._state.adding:
         raise ValueError(f"{obj!r} is not saved: a run can't be about it.")
+
+
+def check_label(label: str) -> None:
+    """Raise ValueError for a label that not every database takes: SQLite takes any."""
+    if len(label) > LABEL_MAX_LENGTH or "\0" in label:
+        raise ValueError(
+            f"A label has {LABEL_MAX_LENGTH} characters at most, and no NUL: {label[:80]!r} ..."
+        )
 
 
 _LENGTH = len(fields(PlainContext))

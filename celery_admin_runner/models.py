@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from celery_admin_runner.contexts import LABEL_MAX_LENGTH
 from celery_admin_runner.encoding import is_altered
 from celery_admin_runner.figures import Figures
 from celery_admin_runner.querysets import (
@@ -54,7 +55,7 @@ class TaskRunRecord(models.Model):
     # Identity
     task_id = models.CharField(_("task id"), max_length=255)
     task_name = models.CharField(_("task"), max_length=NAME_MAX_LENGTH)
-    label = models.CharField(_("label"), max_length=255, blank=True)
+    label = models.CharField(_("label"), max_length=LABEL_MAX_LENGTH, blank=True)
 
     # Call
     #: Plain JSON of what was sent (``encoding.to_plain``), secrets masked.

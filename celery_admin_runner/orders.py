@@ -147,13 +147,27 @@ def siblings(order: Order, call: Call, *, using: str) -> tuple[Sameness, TaskRun
 
 def pairs_of(calls: Iterable[CallGiven]) -> Iterator[tuple[Sequence[Any], Mapping[str, Any]]]:
     """Yield the arguments of each call, and its named ones; raises TypeError for what is none."""
+    if isinstance(calls, Mapping | str | bytes):
+        raise TypeError(f"Give many calls, each (args, kwargs), and not one {_kind(calls)}.")
     for number, call in enumerate(calls):
         if isinstance(call, Mapping):
             yield (), call
-        elif isinstance(call, tuple | list) and len(call) == 2:
+        elif isinstance(call, tuple | list) and len(call) == 2 and _are_arguments(*call):
             yield call[0], call[1]
         else:
             raise TypeError(
-                f"Call {number} is {type(call).__name__}, and not (args, kwargs), nor a mapping "
-                "of named arguments."
+                f"Call {number} is {_kind(call)}, and not (args, kwargs), a list and a mapping, "
+                "nor a mapping of named arguments."
             )
+
+
+def _are_arguments(args: Any, kwargs: Any) -> bool:
+    is_list = isinstance(args, Sequence) and not isinstance(args, str | bytes)
+    return is_list and isinstance(kwargs, Mapping)
+
+
+def _kind(value: Any) -> str:
+    """Return of what type a value is; of a pair, of what types its parts are."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return f"({_kind(value[0])}, {_kind(value[1])})"
+    return type(value).__name__

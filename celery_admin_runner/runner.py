@@ -30,7 +30,7 @@ from celery_admin_runner.calls import (
     signature_of,
 )
 from celery_admin_runner.cancelling import AWAITED, CLAIMABLE, ask_to_stop, check_can_kill
-from celery_admin_runner.contexts import check_saved, check_user
+from celery_admin_runner.contexts import check_label, check_saved, check_user
 from celery_admin_runner.control import Answer, Untold
 from celery_admin_runner.deadlocks import written_together
 from celery_admin_runner.dispatch import (
@@ -173,15 +173,16 @@ class TaskRunner:
         that it ``depends_on`` have succeeded, and then sent by a dispatcher. Raises
         TaskNotFound, TaskNotRunnable, PermissionDenied, InvalidArguments (of which
         AlreadyActive is one, for a unique task), TypeError for an option that is not in
-        ``OPTIONS``, and ValueError for an ``obj`` that is not saved. A call that is ignored
-        returns its row, IGNORED. A broker that does not take the message raises nothing: the
-        row stays UNSENT with ``publish_error``.
+        ``OPTIONS``, and ValueError for an ``obj`` that is not saved and for a ``label`` of over
+        255 characters. A call that is ignored returns its row, IGNORED. A broker that does not
+        take the message raises nothing: the row stays UNSENT with ``publish_error``.
 
         Inside ``transaction.atomic()`` the row belongs to the caller's transaction,
         and the message is sent on commit; a rollback leaves neither.
         """
         now = timezone.now()
         check_saved(obj)
+        check_label(label)
         return self._start(
             self._permitted(task_name),
             args,
@@ -222,6 +223,7 @@ class TaskRunner:
         """
         now = timezone.now()
         check_saved(obj)
+        check_label(label)
         order = self._order(
             self._permitted(task_name),
             now=now,

@@ -170,8 +170,26 @@ def test_no_calls_are_no_runs(django_assert_num_queries):
 @pytest.mark.django_db
 @pytest.mark.parametrize("call", ["ab", 1, None, ((1,),), ((1,), {}, {}), ((1,), [2]), ("ab", {})])
 def test_what_is_no_call_is_a_type_error(call):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="Call 1 is"):
         TaskRunner().run_many(ADD, [((1,), {}), call])
+
+    assert not TaskRunRecord.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("calls", [{"x": 1}, "ab"])
+def test_one_call_is_not_taken_for_many(calls):
+    with pytest.raises(TypeError, match="Give many calls"):
+        TaskRunner().run_many(ADD, calls)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("label", ["L" * 256, "a\0b"])
+def test_a_label_that_not_every_database_takes_is_refused(label):
+    with pytest.raises(ValueError, match="255 characters"):
+        TaskRunner().run_many(ADD, [((1,), {})], label=label)
+    with pytest.raises(ValueError, match="255 characters"):
+        TaskRunner().run(ADD, [1], label=label)
 
     assert not TaskRunRecord.objects.exists()
 

@@ -39,9 +39,10 @@ class Figure:
 
     @property
     def is_kept(self) -> bool:
-        """Tell whether the value is what is promised."""
-        is_low = self.at_most is None or self.value <= self.at_most
-        return is_low and (self.at_least is None or self.value >= self.at_least)
+        """Tell whether the value, as it is printed, is what is promised."""
+        value = round(self.value, 2)
+        is_low = self.at_most is None or value <= self.at_most
+        return is_low and (self.at_least is None or value >= self.at_least)
 
     @property
     def promise(self) -> str:
@@ -125,10 +126,10 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def as_line(figure: Figure) -> str:
-    """Return a figure as a line of text."""
+def as_line(figure: Figure, *, is_judged: bool) -> str:
+    """Return a figure as a line of text: in brackets what ours took, and the floor."""
     compared = f"  ({figure.ours} / {figure.floor})" if figure.floor else ""
-    verdict = "" if figure.is_kept else "  NOT KEPT"
+    verdict = "  NOT KEPT" if is_judged and not figure.is_kept else ""
     value = f"{figure.value:.2f} {figure.unit}"
     what = f"{figure.benchmark:10} {figure.what:58}"
     return f"{what} {value:>14} {figure.promise:8}{verdict}{compared}"
