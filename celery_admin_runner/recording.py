@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock, get_ident, local
 from typing import TypeVar
 from weakref import finalize
@@ -216,7 +217,7 @@ def record(statement: Callable[[], Recorded]) -> Recorded:
     A connection that lasts may have been closed by the server since; a deadlock is ended by
     the server too. The guard makes the second time harmless. Raises FAULTS.
     """
-    with fork_waits(connections[router.db_for_write(TaskRunRecord)]):
+    with fork_waits(connections[router.db_for_write(TaskRunRecord)]), _closed_if_interrupted():
         try:
             recorded = statement()
         except AWAY:
@@ -228,6 +229,27 @@ def record(statement: Callable[[], Recorded]) -> Recorded:
         if _process.faults:
             _store_faults()
     return recorded
+
+
+@contextmanager
+def _closed_if_interrupted() -> Iterator[None]:
+    """Close our own connection if what is raised is no answer of the database's.
+
+    Celery 5.7 raises a soft time limit, and at SIGTERM the end of the process, wherever the task
+    is, so in the middle of a statement too. Its answer is never read then, and mysqlclient 2.2
+    would refuse every further statement of this process: "Commands out of sync".
+    """
+    is_answered = False
+    try:
+        yield
+        is_answered = True
+    except FAULTS:
+        is_answered = True
+        raise
+    finally:
+        wrapper = _own()
+        if not is_answered and wrapper is not None:
+            wrapper.close()
 
 
 def report(what: str, task_id: str, statement: Callable[[], Recorded]) -> Recorded | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -493,3 +494,28 @@ def test_tracked_tasks_open_no_session_each(worker):
         wait_for_state(run, State.SUCCESS)
 
     assert sessions() - before <= 4
+
+
+class SoftLimit(Exception):
+    """Raised in the middle of something, as Celery's SoftTimeLimitExceeded."""
+
+
+@on_a_server
+@in_real_transactions
+def test_a_statement_that_a_signal_interrupts_leaves_no_answer_for_the_next_one(in_worker):
+    def interrupt(number, frame):
+        raise SoftLimit
+
+    run = make_run(state=State.PENDING)
+    sleep = {"postgresql": "SELECT 1 FROM pg_sleep(1)", "mysql": "SELECT SLEEP(1)"}
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        # What mysqlclient finds when it tidies up takes the place of what was raised.
+        with pytest.raises((SoftLimit, connection.Database.Error)):
+            record(lambda: ask(database(), sleep[connection.vendor]))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+    assert record(lambda: move(run)) == 1
