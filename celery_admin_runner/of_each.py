@@ -30,8 +30,8 @@ def of_each(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the answers to ``question`` for each value: the value, and the columns it asks for.
 
-    ``question`` makes a query set for a value that stands for each; its columns are no
-    subqueries. Cut off, it reads of an index that begins with the value only so much. No index
+    ``question`` makes a query set for a value that stands for each; in its columns there is no
+    FROM, be it that of a subquery or of EXTRACT. Cut off, it reads of an index that begins with the value only so much. No index
     serves "the first of each group" otherwise: all rows of the group are read, and MariaDB and
     MySQL take from a value that another row gives no range but the whole group. ``wrapped`` is
     SQL around it.
@@ -56,7 +56,7 @@ def _part(text: str, number: int, using: str) -> str:
     """Return the question with a number behind its columns.
 
     MariaDB writes a table for each part that is put into another, which takes longer than to
-    answer it. The first FROM is behind the columns: of these none is a subquery.
+    answer it. The first FROM is behind the columns: in these none stands.
     """
     if connections[using].vendor == "sqlite":
         return _PART.format(text=text, number=number)
