@@ -31,10 +31,10 @@ def of_each(
     """Yield the answers to ``question`` for each value: the value, and the columns it asks for.
 
     ``question`` makes a query set for a value that stands for each; in its columns there is no
-    FROM, be it that of a subquery or of EXTRACT. Cut off, it reads of an index that begins with the value only so much. No index
-    serves "the first of each group" otherwise: all rows of the group are read, and MariaDB and
-    MySQL take from a value that another row gives no range but the whole group. ``wrapped`` is
-    SQL around it.
+    FROM, be it that of a subquery or of EXTRACT. Cut off, it reads of an index that begins with
+    the value only so much. No index serves "the first of each group" otherwise: all rows of the
+    group are read, and MariaDB and MySQL take from a value that another row gives no range but
+    the whole group. ``wrapped`` is SQL around it.
     """
     if not values:
         return
